@@ -1,0 +1,992 @@
+"""Every message of the wire, as the header of its four frames. PROTOCOL.md says who may send which, and when.
+
+Names of fields carry their unit; a duration is in milliseconds, a time is Unix milliseconds. A field that holds its
+default may be left out. Unknown fields are ignored, so that a newer peer may say more. Header structs only: bodies are
+bytes beside them, cut up by the `..._bytes` lengths in the order of the list.
+"""
+
+import msgspec
+
+from lmq_proto.errors import ErrorInfo
+from lmq_proto.events import Event
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """A piece of a message; also the base of all messages."""
+
+
+# --- both directions -------------------------------------------------------------------------------------------------
+
+
+class Heartbeat(Part):
+    """Proof of life. Says nothing about any job."""
+
+
+class Bye(Part):
+    """The sender goes away on purpose."""
+
+    reason: str = ""
+
+
+class ErrorReply(Part):
+    """A command was refused. `request_id` is 0 where the command could not be read."""
+
+    request_id: int
+    error: ErrorInfo
+
+
+# --- session ---------------------------------------------------------------------------------------------------------
+
+
+class Hello(Part):
+    """First message of a client, and again whenever the broker asks `who`."""
+
+    request_id: int
+    instance: bytes
+    protocol_oldest: int
+    protocol_newest: int
+    software: str = ""
+    user: str = ""
+    """The name it claims; counts over loopback TCP in open mode only."""
+
+
+class Welcome(Part):
+    """The broker knows this session now."""
+
+    request_id: int
+    protocol: int
+    software: str
+    broker_id: bytes
+    """Of the journal: the same over restarts, another after a restore elsewhere."""
+    epoch: int
+    """Grows by one at each start of the broker."""
+    user: str
+    role: str
+    wall_ms: int
+    heartbeat_ms: int
+    events_port: int = 0
+    """Port of the PUB socket on the host that was connected to; 0 over ipc."""
+    events_path: str = ""
+    """Path of the PUB socket's ipc file; empty over TCP."""
+    payload_bytes: int = 0
+    results_credit_bytes: int = 0
+    cursor: int = 0
+    """The last event's seq: where `subscribe` begins that wants only the new."""
+
+
+class Who(Part):
+    """The broker does not know this connection (it may have restarted): say hello or enlist again."""
+
+
+# --- jobs: submit ----------------------------------------------------------------------------------------------------
+
+
+class JobSpec(Part):
+    """One job as it is submitted. Absent means: as the task type's defaults say."""
+
+    id: bytes
+    task_type: str
+    payload_bytes: int
+    queue: str = ""
+    priority: int | None = None
+    models: list[str] = []
+    """Any of these will do, best first; none means any model of the right kind."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    labels: dict[str, str] = {}
+    key: str = ""
+    delay_ms: int = 0
+    at_ms: int = 0
+    expires_ms: int = 0
+    timeout_ms: int = 0
+    failures: int = 0
+    """Charged attempts after which it is dead."""
+    keep_ms: int = 0
+    session: str = ""
+    parents: list[bytes] = []
+    root: bytes = b""
+
+
+class Submit(Part):
+    """One to 1,000 jobs; the body holds their payloads in order."""
+
+    request_id: int
+    jobs: list[JobSpec]
+    as_user: str = ""
+    atomic: bool = False
+    """All or nothing."""
+    follow: bool = False
+    """Send each result when it is there, as `follow` would."""
+
+
+class Outcome(Part):
+    """What became of one job of a command: `accepted`, `duplicate`, `changed`, `unchanged` or `refused`."""
+
+    job_id: bytes
+    outcome: str
+    channel: bytes = b""
+    """Random topic of this job's progress on the PUB socket."""
+    error: ErrorInfo | None = None
+
+
+class Submitted(Part):
+    """One outcome per job, in the order of the submit. Sent when all that was accepted is on disk."""
+
+    request_id: int
+    outcomes: list[Outcome]
+
+
+# --- jobs: follow, results, text -------------------------------------------------------------------------------------
+
+
+class Follow(Part):
+    """Send what these jobs end with, once each; at once for those that have ended."""
+
+    request_id: int
+    job_ids: list[bytes]
+
+
+class Unfollow(Part):
+    """No more results or text of these jobs. No reply."""
+
+    job_ids: list[bytes]
+
+
+class Followed(Part):
+    """One outcome per job: `unchanged` (its end will come) or `refused` (no such job)."""
+
+    request_id: int
+    outcomes: list[Outcome]
+
+
+class JobEnd(Part):
+    """How one job ended; its result is the next `result_bytes` of the body."""
+
+    job_id: bytes
+    state: str
+    attempt: int = 0
+    failures: int = 0
+    result_bytes: int = 0
+    error: ErrorInfo | None = None
+    story: list[ErrorInfo] = []
+    """Why each failed attempt failed, oldest first."""
+    worker: str = ""
+    model: str = ""
+    queued_ms: int = 0
+    leased_ms: int = 0
+
+
+class Finished(Part):
+    """Jobs that this session follows and that have ended (push)."""
+
+    jobs: list[JobEnd]
+
+
+class FollowText(Part):
+    """Send the text of a job from a cursor on: pieces after `piece` of attempt `attempt` (0, 0: from the start)."""
+
+    request_id: int
+    job_id: bytes
+    attempt: int = 0
+    piece: int = 0
+    credit_bytes: int = 262_144
+
+
+class Piece(Part):
+    """A piece of text. Channel `end` closes an attempt's text and holds the finish reason."""
+
+    channel: str
+    text: str
+
+
+class Text(Part):
+    """Pieces `first`, `first` + 1, ... of one attempt (push to readers, and report of a worker).
+
+    To readers, `restart` says that an earlier attempt's text is void: drop what was shown and begin anew.
+    """
+
+    job_id: bytes
+    attempt: int
+    first: int
+    pieces: list[Piece]
+    restart: str = ""
+    final: bool = False
+    """The job has ended; no text follows."""
+
+
+class Credit(Part):
+    """A session grants more pushes: result bytes, events of a subscription, text bytes of a job. No reply."""
+
+    results_bytes: int = 0
+    subscription_id: int = 0
+    events: int = 0
+    job_id: bytes = b""
+    text_bytes: int = 0
+
+
+# --- jobs: look ------------------------------------------------------------------------------------------------------
+
+
+class JobView(Part):
+    """A job as people see it."""
+
+    id: bytes
+    number: int
+    """Order of arrival at the broker."""
+    user: str
+    principal: str
+    task_type: str
+    queue: str
+    priority: int
+    state: str
+    created_at_ms: int
+    phase: str = ""
+    progress: float = 0.0
+    """0..1 within the phase, where known."""
+    stage: str = ""
+    log: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    models: list[str] = []
+    model: str = ""
+    """What it runs or ran on."""
+    worker: str = ""
+    attempt: int = 0
+    failures: int = 0
+    failures_max: int = 0
+    suspect: bool = False
+    ahead: int | None = None
+    starts_in_s: tuple[float, float] | None = None
+    done_in_s: tuple[float, float] | None = None
+    due_at_ms: int = 0
+    expires_at_ms: int = 0
+    started_at_ms: int = 0
+    finished_at_ms: int = 0
+    deletes_at_ms: int = 0
+    timeout_ms: int = 0
+    payload_bytes: int = 0
+    result_bytes: int = 0
+    labels: dict[str, str] = {}
+    key: str = ""
+    session: str = ""
+    channel: bytes = b""
+    error: ErrorInfo | None = None
+    story: list[ErrorInfo] = []
+
+
+class Status(Part):
+    """Ask for up to 1,000 jobs by id."""
+
+    request_id: int
+    job_ids: list[bytes]
+
+
+class Statuses(Part):
+    """The jobs that were found and may be seen, in the order asked."""
+
+    request_id: int
+    jobs: list[JobView]
+    missing: list[bytes] = []
+
+
+class JobFilter(Part):
+    """Jobs that match all fields that are set."""
+
+    states: list[str] = []
+    user: str = ""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    key: str = ""
+    labels: dict[str, str] = {}
+    id_ending: str = ""
+    """Last characters of the id as people type them."""
+
+
+class ListJobs(Part):
+    """One page of jobs, newest first unless `oldest_first`."""
+
+    request_id: int
+    match: JobFilter
+    after: int = 0
+    """The `number` of the last job of the page before."""
+    limit: int = 100
+    oldest_first: bool = False
+
+
+class Listed(Part):
+    """A page. `more` tells whether another may follow."""
+
+    request_id: int
+    jobs: list[JobView]
+    more: bool = False
+
+
+class GetPayload(Part):
+    """Ask for what was submitted."""
+
+    request_id: int
+    job_id: bytes
+
+
+class Payload(Part):
+    """The body is the payload."""
+
+    request_id: int
+    job: JobView
+
+
+class Why(Part):
+    """Ask why a job waits, or what became of it."""
+
+    request_id: int
+    job_id: bytes
+
+
+class Reason(Part):
+    """One cause: a stable `code`, a sentence, and its facts."""
+
+    code: str
+    text: str
+    fields: dict[str, str | int | float | bool | list[str] | None] = {}
+
+
+class WhyReply(Part):
+    """The job, the cause that matters most first, and what its owner can type."""
+
+    request_id: int
+    job: JobView
+    reasons: list[Reason]
+    hints: list[str] = []
+
+
+# --- jobs: act -------------------------------------------------------------------------------------------------------
+
+
+class Target(Part):
+    """Jobs to act on: by id, or all open ones (all final ones for retry and delete) that match a filter."""
+
+    job_ids: list[bytes] = []
+    match: JobFilter | None = None
+
+
+class Cancel(Part):
+    """Make jobs `cancelled`; a leased one keeps its slot until its worker has stopped."""
+
+    request_id: int
+    target: Target
+    if_attempt: int | None = None
+
+
+class Retry(Part):
+    """Make dead, cancelled or expired jobs ready again, with no failures."""
+
+    request_id: int
+    target: Target
+    if_attempt: int | None = None
+
+
+class Delete(Part):
+    """Remove final jobs with their results."""
+
+    request_id: int
+    target: Target
+
+
+class Update(Part):
+    """Change what a job that has not ended may still change. Absent means: leave."""
+
+    request_id: int
+    target: Target
+    priority: int | None = None
+    queue: str | None = None
+    models: list[str] | None = None
+    labels: dict[str, str] | None = None
+    expires_ms: int | None = None
+    timeout_ms: int | None = None
+    keep_ms: int | None = None
+    failures: int | None = None
+    if_attempt: int | None = None
+
+
+class Changed(Part):
+    """One outcome per job that was named or matched; `more` when a filter matched over 1,000: ask again."""
+
+    request_id: int
+    outcomes: list[Outcome]
+    more: bool = False
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class EventFilter(Part):
+    """Events that match all fields that are set."""
+
+    kinds: list[str] = []
+    user: str = ""
+    queue: str = ""
+    job_ids: list[bytes] = []
+    labels: dict[str, str] = {}
+
+
+class Subscribe(Part):
+    """Send events after a cursor; -1: from now on; or from a wall time on (`since_ms`, cursor -1)."""
+
+    request_id: int
+    subscription_id: int
+    cursor: int = -1
+    since_ms: int = 0
+    last: int = 0
+    """With cursor -1: begin with about this many past events."""
+    match: EventFilter = EventFilter()
+    credit: int = 1000
+
+
+class Subscribed(Part):
+    """Pushes begin after `cursor`."""
+
+    request_id: int
+    subscription_id: int
+    cursor: int
+
+
+class Unsubscribe(Part):
+    """No more events. No reply."""
+
+    subscription_id: int
+
+
+class Events(Part):
+    """Events after cursor `before` up to cursor `after` that match (push). `before` equals the last push's `after`."""
+
+    subscription_id: int
+    before: int
+    after: int
+    events: list[Event]
+    expired: bool = False
+    """The events after the asked cursor are gone: `before` is the oldest kept, ask for the state anew."""
+
+
+# --- nouns: queues, workers, models, broker --------------------------------------------------------------------------
+
+
+class Pause(Part):
+    """Hold a queue (nothing of it starts) or a worker (nothing starts there)."""
+
+    request_id: int
+    noun: str
+    """`queue` or `worker`."""
+    name: str
+    for_ms: int = 0
+    """0: until resumed."""
+    now: bool = False
+    """A worker also gives back what it runs, uncharged."""
+    reason: str = ""
+
+
+class Drain(Part):
+    """A queue takes no more and finishes what it holds; a worker finishes what it runs and takes no more."""
+
+    request_id: int
+    noun: str
+    name: str
+    reason: str = ""
+
+
+class Resume(Part):
+    """End a pause or drain."""
+
+    request_id: int
+    noun: str
+    name: str
+
+
+class Done(Part):
+    """The command was carried out. `changed` is false when there was nothing to do."""
+
+    request_id: int
+    changed: bool = True
+
+
+class Hold(Part):
+    """A pause or drain in force."""
+
+    kind: str
+    """`pause` or `drain`."""
+    by: str
+    since_ms: int
+    until_ms: int = 0
+    reason: str = ""
+
+
+class QueueView(Part):
+    """A queue and how many jobs of it are in each open state."""
+
+    name: str
+    delayed: int = 0
+    blocked: int = 0
+    ready: int = 0
+    leased: int = 0
+    asking: int = 0
+    oldest_ready_ms: int = 0
+    """How long the oldest ready job waits."""
+    workers: list[str] = []
+    hold: Hold | None = None
+
+
+class InstanceInfo(Part):
+    """A model loaded at an endpoint, with room for `slots` jobs at once."""
+
+    instance_id: str
+    model: str
+    """The model's key, or `*` for any."""
+    kind: str = "llm"
+    """`llm`, `embedding` or `any`."""
+    slots: int = 1
+    context_tokens: int = 0
+    ours: bool = False
+    """lmq loaded it, so lmq may unload it."""
+    variants: list[str] = []
+    """Other names it answers to."""
+
+
+class CatalogModel(Part):
+    """A model that an endpoint has on disk."""
+
+    model: str
+    kind: str = "llm"
+    size_bytes: int = 0
+    context_tokens: int = 0
+    variants: list[str] = []
+
+
+class HostLoad(Part):
+    """Load of the worker's machine; only where the endpoint is on it."""
+
+    cpu_ratio: float = 0.0
+    memory_ratio: float = 0.0
+    memory_bytes: int = 0
+
+
+class Breaker(Part):
+    """The endpoint keeps failing: nothing is sent there until it answers again."""
+
+    since_ms: int
+    reason: str
+    probe_at_ms: int = 0
+
+
+class Capacity(Part):
+    """What a worker can take now (report of a worker)."""
+
+    instances: list[InstanceInfo] = []
+    catalog: list[CatalogModel] = []
+    may_load: bool = False
+    """It may load models of its catalog when told so."""
+    slots: int | None = None
+    """Jobs over all instances; absent: the sum of theirs."""
+    breaker: Breaker | None = None
+    host: HostLoad | None = None
+    notes: list[str] = []
+    """What an operator should know about the endpoint, in sentences."""
+
+
+class WorkerView(Part):
+    """A worker as people see it."""
+
+    name: str
+    endpoint: str
+    backend: str
+    host: str
+    state: str
+    """`up`, `silent`, `gone`, `draining` or `paused`."""
+    queues: list[str] = []
+    task_types: list[str] = []
+    software: str = ""
+    protocol: int = 0
+    pid: int = 0
+    connected_ms: int = 0
+    heard_ms: int = 0
+    leased: int = 0
+    capacity: Capacity | None = None
+    loading: str = ""
+    hold: Hold | None = None
+
+
+class ModelView(Part):
+    """A model and where it is."""
+
+    model: str
+    kind: str
+    loaded_on: list[str] = []
+    on_disk_at: list[str] = []
+    slots: int = 0
+    leased: int = 0
+    waiting: int = 0
+
+
+class ListQueues(Part):
+    """Ask for all queues."""
+
+    request_id: int
+
+
+class Queues(Part):
+    request_id: int
+    queues: list[QueueView]
+
+
+class ListWorkers(Part):
+    """Ask for all workers, the lately gone too."""
+
+    request_id: int
+
+
+class Workers(Part):
+    request_id: int
+    workers: list[WorkerView]
+
+
+class ListModels(Part):
+    """Ask for all models of all endpoints."""
+
+    request_id: int
+
+
+class Models(Part):
+    request_id: int
+    models: list[ModelView]
+
+
+class Health(Part):
+    """Ask how the broker is."""
+
+    request_id: int
+
+
+class HealthReply(Part):
+    """The broker's own facts. Counts by open state; the rest since its start."""
+
+    request_id: int
+    software: str
+    protocol: int
+    broker_id: bytes
+    epoch: int
+    wall_ms: int
+    uptime_ms: int
+    counts: dict[str, int]
+    ended: dict[str, int] = {}
+    """Jobs that reached each final state since the start."""
+    refused: dict[str, int] = {}
+    """Commands refused since the start, by error code."""
+    stale_results: int = 0
+    sessions: int = 0
+    workers: int = 0
+    journal_path: str = ""
+    journal_bytes: int = 0
+    journal_free_bytes: int = 0
+    journal_floor_bytes: int = 0
+    commit_p50_us: int = 0
+    commit_p99_us: int = 0
+    disk_trouble: str = ""
+    clock_trouble: str = ""
+    """Why expiry and retention are held, or empty."""
+    jobs_open: int = 0
+    jobs_open_max: int = 0
+    memory_bytes: int = 0
+
+
+class Backup(Part):
+    """Copy the journal, online, to a path on the broker's machine."""
+
+    request_id: int
+    path: str
+
+
+class BackupDone(Part):
+    request_id: int
+    path: str
+    copied_bytes: int
+
+
+# --- worker ----------------------------------------------------------------------------------------------------------
+
+
+class Held(Part):
+    """A lease that a worker still holds: running, or ended and not yet acknowledged."""
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    ended: bool = False
+
+
+class Enlist(Part):
+    """First message of a worker, and again whenever the broker asks `who`."""
+
+    request_id: int
+    instance: bytes
+    protocol_oldest: int
+    protocol_newest: int
+    name: str
+    endpoint: str
+    """URL of the model server, or a name for what is no server; one live worker each."""
+    backend: str
+    capacity: Capacity
+    software: str = ""
+    host: str = ""
+    pid: int = 0
+    queues: list[str] = []
+    """Queues it serves; none means all."""
+    task_types: list[str] = []
+    held: list[Held] = []
+    replaces: bytes = b""
+    """The instance that ran here before and is surely dead: its leases may pass on at once."""
+
+
+class Enlisted(Part):
+    """The broker knows this worker now. Leases in `stop` are no longer its own."""
+
+    request_id: int
+    protocol: int
+    software: str
+    broker_id: bytes
+    epoch: int
+    wall_ms: int
+    heartbeat_ms: int
+    stop: list[Held] = []
+
+
+class Lease(Part):
+    """The right to one attempt; its payload is the next `payload_bytes` of the body."""
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    task_type: str
+    payload_bytes: int
+    instance_id: str = ""
+    models: list[str] = []
+    timeout_ms: int = 0
+    failures: int = 0
+    failures_max: int = 0
+    alone: bool = False
+    """A suspect: nothing else runs on this instance meanwhile."""
+    user: str = ""
+    labels: dict[str, str] = {}
+    session: str = ""
+
+
+class Group(Part):
+    """Leases that share one slot. The order of all leases in a message is the order of the body."""
+
+    leases: list[Lease]
+
+
+class Work(Part):
+    """New leases (to a worker)."""
+
+    groups: list[Group]
+
+
+class Ended(Part):
+    """How a worker ended one lease; the result is the next `result_bytes` of the body.
+
+    `outcome`: `complete`, `fail` (charged), `release` (no fault of the job), `crash` (the engine died under it),
+    `stopped` (told to).
+    """
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    outcome: str
+    result_bytes: int = 0
+    error: ErrorInfo | None = None
+    permanent: bool = False
+    """Another attempt would fail the same way."""
+    retry_after_ms: int = 0
+    """The server asked for this much patience."""
+    shared: bool = False
+    """Others ran on the same instance when the engine crashed."""
+    model: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+
+
+class Results(Part):
+    """Ended leases (report of a worker). It keeps them until `acked`."""
+
+    ended: list[Ended]
+
+
+class LeaseRef(Part):
+    job_id: bytes
+    epoch: int
+    attempt: int
+
+
+class Acked(Part):
+    """These ends are durable, or of a lease that had passed on: forget them."""
+
+    leases: list[LeaseRef]
+
+
+class Stop(Part):
+    """End these leases: cancelled, timed out, or passed on. The worker says `stopped` for each."""
+
+    leases: list[LeaseRef]
+    reason: str = ""
+
+
+class PhaseReport(Part):
+    """Latest value of one lease's progress."""
+
+    job_id: bytes
+    attempt: int
+    phase: str
+    progress: float = 0.0
+    stage: str = ""
+    log: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+
+
+class Phases(Part):
+    """Progress of several leases (report of a worker, at most some a second)."""
+
+    leases: list[PhaseReport]
+
+
+class TextReport(Part):
+    """Text of several leases (report of a worker)."""
+
+    texts: list[Text]
+
+
+class TextMark(Part):
+    job_id: bytes
+    attempt: int
+    piece: int
+
+
+class TextDurable(Part):
+    """Pieces up to these are on disk: forget them."""
+
+    marks: list[TextMark]
+
+
+class CapacityReport(Part):
+    """What changed at the endpoint (report of a worker)."""
+
+    capacity: Capacity
+
+
+class LoadModel(Part):
+    """Load a model (to a worker)."""
+
+    command_id: int
+    model: str
+    context_tokens: int = 0
+
+
+class UnloadModel(Part):
+    """Unload an instance (to a worker)."""
+
+    command_id: int
+    instance_id: str
+
+
+class LoadEnded(Part):
+    """A load or unload is over (report of a worker). A `capacity` report came before it."""
+
+    command_id: int
+    seconds: float = 0.0
+    error: ErrorInfo | None = None
+
+
+# --- PUB -------------------------------------------------------------------------------------------------------------
+
+
+class Tick(Part):
+    """Topic `tick`, once a second."""
+
+    wall_ms: int
+    counts: dict[str, int]
+    workers: int
+    cursor: int
+
+
+class QueueSize(Part):
+    """Topic `queue/NAME`, when its counts changed, at most some times a second."""
+
+    name: str
+    counts: dict[str, int]
+
+
+class WorkerState(Part):
+    """Topic `worker/NAME`, when it changed."""
+
+    name: str
+    state: str
+    leased: int
+    instances: list[InstanceInfo] = []
+    loading: str = ""
+
+
+class Progress(Part):
+    """Topic `job/` + channel in hex: where a job is. Names nobody and holds no text."""
+
+    state: str
+    phase: str = ""
+    progress: float = 0.0
+    stage: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    attempt: int = 0
+    ahead: int | None = None
+
+
+FromClient = (
+    Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
+    | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
+    | Health | Backup
+)  # fmt: skip
+FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
+FromPeer = FromClient | FromWorker | Heartbeat | Bye
+ToClient = (
+    Welcome | Submitted | Followed | Finished | Text | Statuses | Listed | Payload | WhyReply | Changed | Subscribed
+    | Events | Done | Queues | Workers | Models | HealthReply | BackupDone
+)  # fmt: skip
+ToWorker = Enlisted | Work | Acked | Stop | TextDurable | LoadModel | UnloadModel
+ToPeer = ToClient | ToWorker | Heartbeat | Bye | Who | ErrorReply
+OnPub = Tick | QueueSize | WorkerState | Progress
+Message = FromPeer | ToPeer | OnPub
+
+FROM_PEER: dict[str, type[FromPeer]] = {
+    "hello": Hello, "submit": Submit, "follow": Follow, "unfollow": Unfollow, "follow_text": FollowText,
+    "credit": Credit, "status": Status, "list": ListJobs, "get_payload": GetPayload, "why": Why, "cancel": Cancel,
+    "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
+    "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
+    "list_models": ListModels, "health": Health, "backup": Backup, "enlist": Enlist, "results": Results,
+    "phases": Phases, "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded,
+    "heartbeat": Heartbeat, "bye": Bye,
+}  # fmt: skip
+"""Verb to header: what a client or worker sends."""
+
+TO_PEER: dict[str, type[ToPeer]] = {
+    "welcome": Welcome, "submitted": Submitted, "followed": Followed, "finished": Finished, "text": Text,
+    "statuses": Statuses, "listed": Listed, "payload": Payload, "why_reply": WhyReply, "changed": Changed,
+    "subscribed": Subscribed, "events": Events, "done": Done, "queues": Queues, "workers": Workers, "models": Models,
+    "health_reply": HealthReply, "backup_done": BackupDone, "enlisted": Enlisted, "work": Work, "acked": Acked,
+    "stop": Stop, "text_durable": TextDurable, "load": LoadModel, "unload": UnloadModel, "heartbeat": Heartbeat,
+    "bye": Bye, "who": Who, "error": ErrorReply,
+}  # fmt: skip
+"""Verb to header: what the broker sends."""
+
+ON_PUB: dict[str, type[OnPub]] = {
+    "tick": Tick, "queue_size": QueueSize, "worker_state": WorkerState, "progress": Progress,
+}  # fmt: skip
+"""Verb to header: what the PUB socket carries."""
