@@ -26,7 +26,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help
 help:  ## print this list
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(RUNTIME)  ## see lmq at work, with a simulated LM Studio: no model, no set-up
@@ -40,7 +40,7 @@ dev: $(DEV)  ## make .venv with lmq (editable) and the tools
 check: lint types spelling fast  ## lint, types, spelling and the fast tests: within a minute
 
 .PHONY: test
-test: lint types spelling tests install  ## all that CI runs: check, every test, a fresh install; < 20 min
+test: lint types spelling tests fresh-install  ## all that CI runs: check, every test, a fresh install; < 20 min
 
 .PHONY: lint
 lint: $(DEV)
@@ -81,8 +81,8 @@ dist: $(DEV)  ## build the sdist, and from it the wheel, into dist/
 	$(PY) -m build --outdir dist .
 
 # The wheel as a stranger gets it: an empty environment, a foreign folder, no checkout in sight.
-.PHONY: install
-install: dist  ## install the built wheel into an empty environment and try it there
+.PHONY: fresh-install
+fresh-install: dist  ## install the built wheel into an empty environment and try it there
 	@set -eu; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT; \
 	$(PY) -m venv "$$empty/venv"; \
 	"$$empty/venv/bin/python" -m pip install --quiet dist/*.whl; \
