@@ -62,6 +62,7 @@ def top_level_folders() -> list[Path]:
         and not folder.name.startswith(".")
         and folder.name not in GENERATED
         and not folder.name.endswith(".egg-info")
+        and not (folder / "pyvenv.cfg").exists()
     )
 
 
@@ -402,6 +403,13 @@ def test_every_decision_has_a_number_of_its_own_and_a_title() -> None:
         numbers[number] = file.name
         first = file.read_text(encoding="utf-8").partition("\n")[0]
         assert re.fullmatch(rf"# (ADR[ -])?{number}[.:]? .+", first), f"{file.name}: # {number}. Title"
+
+
+def test_the_first_screen_shows_an_example_that_runs() -> None:
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(shown) == 1
+    assert shown[0] in (HOUSE / "examples" / "ask.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=in_house)
