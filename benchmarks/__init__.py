@@ -1,0 +1,1 @@
+"""Benchmarks of lmq beside its peers; run from the repository root, never shipped."""
