@@ -1,0 +1,94 @@
+"""The command `lmq worker`: settings in, one agent run, an exit status out."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from lmq_proto.errors import LmqError
+from lmq_worker.agent import Agent
+from lmq_worker.backends import BACKENDS
+from lmq_worker.config import complete, load_config
+from lmq_worker.logs import start_logs
+from lmq_worker.spool import Spool
+
+if TYPE_CHECKING:
+    from lmq_proto.errors import ErrorInfo
+    from lmq_worker.config import WorkerConfig
+
+# Exit statuses: wrong settings; the broker or the endpoint is not to be had; the broker does not permit it.
+USAGE, UNAVAILABLE, NOT_ALLOWED = 2, 69, 77
+
+
+@click.command(name="worker")
+@click.option("--name", help="What people see of this worker.")
+@click.option(
+    "--endpoint", metavar="URL", help="The model server. Default: the backend's usual port on this machine."
+)
+@click.option(
+    "--backend", type=click.Choice([*BACKENDS, "auto"]), help="What the model server is. Default: auto."
+)
+@click.option("--slots", type=click.IntRange(min=1), help="Jobs at once. Default: as the endpoint says.")
+@click.option("--queues", metavar="NAME,NAME", help="Serve these queues only.")
+@click.option("--broker", metavar="URL,URL", help="The broker. Default: LMQ_URL, or the one on this machine.")
+@click.option("--no-load", is_flag=True, help="Never load or unload models.")
+def command(
+    name: str | None,
+    endpoint: str | None,
+    backend: str | None,
+    slots: int | None,
+    queues: str | None,
+    broker: str | None,
+    no_load: bool,
+) -> None:
+    """Serve one model server: take jobs from the broker, bring results back."""
+    overrides = {
+        "name": name,
+        "endpoint": endpoint,
+        "backend": backend,
+        "slots": slots,
+        "queues": queues.split(",") if queues else None,
+        "broker": broker.split(",") if broker else None,
+        "may_load": False if no_load else None,
+    }
+    try:
+        config = load_config(overrides)
+    except LmqError as error:
+        _say(str(error))
+        sys.exit(USAGE)
+    start_logs(level=config.log_level, form=config.log_format)
+    try:
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            refusal = runner.run(serve(config))
+    except LmqError as error:
+        _say(str(error))
+        sys.exit(UNAVAILABLE)
+    if refusal is not None:
+        _say(refusal.message or refusal.code)
+        sys.exit(NOT_ALLOWED if refusal.code == "not_allowed" else UNAVAILABLE)
+
+
+async def serve(config: WorkerConfig) -> ErrorInfo | None:
+    """Run one worker until it is told to stop; return the broker's refusal, if that is why it ended."""
+    config = complete(config, config.backend)
+    spool = Spool(config.spool_dir, limit_bytes=config.spool_bytes)
+    try:
+        return await Agent(config, BACKENDS[config.backend](config), spool).run()
+    finally:
+        spool.close(clean=True)
+
+
+def main() -> None:
+    """Run the command, as `lmq-worker` does."""
+    command(prog_name="lmq-worker")
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"lmq worker: {sentence}", err=True)
+
+
+if __name__ == "__main__":
+    main()
