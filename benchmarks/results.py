@@ -124,9 +124,10 @@ def provenance(machine: Machine, fsync_ms: Sequence[float]) -> str:
     )
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; every column but the first is set to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+    """Return a Markdown table; the columns after the first `text_columns` are figures and set to the right."""
+    marks = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    lines = [head, marks, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

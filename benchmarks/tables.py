@@ -80,7 +80,9 @@ def figures_table(standings: Mapping[str, Standing]) -> str:
             continue
         cells = [_spread(standing.samples, column) for column in COLUMNS]
         rows.append([standing.facts.title, standing.facts.accepted_means, *cells])
-    return markdown_table(["queue", "accepted means", *[column.title for column in COLUMNS]], rows)
+    return markdown_table(
+        ["queue", "accepted means", *[column.title for column in COLUMNS]], rows, text_columns=2
+    )
 
 
 def ratios_table(standings: Mapping[str, Standing], baseline: str) -> str:
@@ -120,7 +122,7 @@ def targets_table(standings: Mapping[str, Standing], ours: str, baseline: str) -
             verdict = NONE if seen is None else "yes" if seen >= reach else "no"
             title = column.title.partition(" (")[0]
             rows.append([title, best.facts.title, f">= {reach}x", _times(seen), verdict])
-    return markdown_table(["what", "against", "reach", "seen", "reached"], rows)
+    return markdown_table(["what", "against", "reach", "seen", "reached"], rows, text_columns=2)
 
 
 def settings_list(standings: Mapping[str, Standing]) -> str:

@@ -5,8 +5,8 @@ Settings chosen, each a documented one:
 - Worker: one process, built by `dramatiq.Worker` (what the command starts in each of its processes), THREADS threads,
   prefetch PREFETCH_MESSAGES; `worker_timeout` is how long an idle consumer may sleep between polls, and its default
   of 1 s is made for saving power.
-- Middleware: Results alone. The default set (age and time limits, retries, callbacks) costs a few percent and no other
-  peer runs it here.
+- Middleware: Results alone. The default set (age and time limits, retries, callbacks) does work for every job that a
+  no-op has no use for.
 - Submitter: Redis answers each message before the next is sent, so threads are all there is; SUBMIT_THREADS of them.
   No bulk call: `group(...).run()` sends its messages one after another, and does more besides.
 """
