@@ -5,7 +5,8 @@ Settings chosen, each a documented one:
 - `fsync=True` (synchronous=FULL) in WAL mode, so that accepted means on disk.
 - Worker: one thread of one process, no scheduler of periodic tasks. It polls; POLL_S is the shortest sane wait,
   where the default of 0.1 s is made for saving power.
-- Submitter: one thread. SQLite has one writer at a time, so more threads only fight for the lock (two and four were slower). No bulk call.
+- Submitter: one thread. SQLite has one writer at a time, so more threads only fight for the lock
+  (two and four were slower in a trial). No bulk call.
 - Results by `get(blocking=True)`, which polls as well; its longest wait is POLL_S too.
 """
 
