@@ -8,50 +8,49 @@ from typing import Any
 from lmq_simulator.config import ZERO_LATENCY
 from lmq_simulator.faults import FAULTS
 from lmq_simulator.records import Failure, Instance, Refused, Ticket
-from lmq_simulator.server import Server, body_of
-from lmq_simulator.wire import Reply, Request
+from lmq_simulator.server import Call, Server, body_of
 
 # How far an injected fault lets a stream go, in pieces, unless told otherwise.
 AFTER_PIECES = 3
 
 
-async def state(server: Server, request: Request, reply: Reply) -> None:
+async def state(call: Call) -> None:
     """GET /simulator/state: everything there is to see, without the requests that have ended."""
-    reply.json(state_of(server))
+    call.reply.json(state_of(call.server))
 
 
-async def requests(server: Server, request: Request, reply: Reply) -> None:
+async def requests(call: Call) -> None:
     """GET /simulator/requests: the latest requests, oldest first, with when each came, started and ended."""
-    reply.json({"requests": requests_of(server)})
+    call.reply.json({"requests": requests_of(call.server)})
 
 
-async def knobs(server: Server, request: Request, reply: Reply) -> None:
+async def knobs(call: Call) -> None:
     """POST /simulator/knobs: turn some knobs; the answer is the whole configuration."""
     try:
-        turn(server, body_of(request))
+        turn(call.server, body_of(call.request))
     except ValueError as error:
         raise Refused(Failure(str(error))) from error
-    reply.json(asdict(server.config))
+    call.reply.json(asdict(call.server.config))
 
 
-async def zero_latency(server: Server, request: Request, reply: Reply) -> None:
+async def zero_latency(call: Call) -> None:
     """POST /simulator/zero-latency: from now on nothing takes time."""
-    turn(server, dict(ZERO_LATENCY))
-    reply.json(asdict(server.config))
+    turn(call.server, dict(ZERO_LATENCY))
+    call.reply.json(asdict(call.server.config))
 
 
-async def crash(server: Server, request: Request, reply: Reply) -> None:
+async def crash(call: Call) -> None:
     """POST /simulator/crash {"instance_id"?}: let one instance die now, or all of them."""
-    body = body_of(request) if request.body else {}
-    reply.json({"crashed": crash_now(server, body.get("instance_id"))})
+    body = body_of(call.request) if call.request.body else {}
+    call.reply.json({"crashed": crash_now(call.server, body.get("instance_id"))})
 
 
-async def inject(server: Server, request: Request, reply: Reply) -> None:
+async def inject(call: Call) -> None:
     """POST /simulator/inject {"fault", "count"?, "after_pieces"?, "text"?, "status"?}: fail the next requests."""
-    body = body_of(request)
+    body = body_of(call.request)
     try:
         inject_fault(
-            server,
+            call.server,
             str(body.get("fault")),
             count=int(body.get("count", 1)),
             after_pieces=int(body.get("after_pieces", AFTER_PIECES)),
@@ -60,18 +59,20 @@ async def inject(server: Server, request: Request, reply: Reply) -> None:
         )
     except ValueError as error:
         raise Refused(Failure(str(error))) from error
-    reply.json({"waiting": server.injections.waiting})
+    call.reply.json({"waiting": call.server.injections.waiting})
 
 
-async def faults(server: Server, request: Request, reply: Reply) -> None:
+async def faults(call: Call) -> None:
     """GET /simulator/faults: the names that /simulator/inject knows."""
-    reply.json({"faults": {name: fault.failure.text if fault.failure else "" for name, fault in FAULTS.items()}})
+    call.reply.json(
+        {"faults": {name: fault.failure.text if fault.failure else "" for name, fault in FAULTS.items()}}
+    )
 
 
-async def reset(server: Server, request: Request, reply: Reply) -> None:
+async def reset(call: Call) -> None:
     """POST /simulator/reset: the knobs, models and counters of the start."""
-    server.reset()
-    reply.json(state_of(server))
+    call.server.reset()
+    call.reply.json(state_of(call.server))
 
 
 def turn(server: Server, changed: dict[str, Any]) -> None:
@@ -96,7 +97,13 @@ def crash_now(server: Server, instance_id: str | None) -> list[str]:
 
 
 def inject_fault(
-    server: Server, name: str, *, count: int, after_pieces: int, text: str | None = None, status: int | None = None
+    server: Server,
+    name: str,
+    *,
+    count: int,
+    after_pieces: int,
+    text: str | None = None,
+    status: int | None = None,
 ) -> None:
     """Let the next `count` inference requests fail in the named way.
 

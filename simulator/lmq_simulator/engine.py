@@ -177,7 +177,9 @@ class Engine:
         """Return when `advance` has something to do; None means not before the next call."""
         if self._stalled_since_ms is not None:
             return None
-        due = [instance.work.ends_ms for instance in self.memory.instances.values() if instance.work is not None]
+        due = [
+            instance.work.ends_ms for instance in self.memory.instances.values() if instance.work is not None
+        ]
         due += [at for instance in self.memory.instances.values() if (at := expires_ms(instance)) is not None]
         return min(due, default=None)
 
@@ -201,7 +203,9 @@ class Engine:
         earliest_ms = now_ms
         for instance in self.memory.instances.values():
             work = instance.work
-            if work is not None and (work.ends_ms < earliest_ms or (chosen is None and work.ends_ms <= now_ms)):
+            if work is not None and (
+                work.ends_ms < earliest_ms or (chosen is None and work.ends_ms <= now_ms)
+            ):
                 chosen, earliest_ms = instance, work.ends_ms
         return chosen
 
@@ -275,17 +279,25 @@ class Engine:
                     instance.status = Status.PROCESSING_PROMPT
                     instance.work = Work(Status.PROCESSING_PROMPT, ends_ms, ticket, tokens)
                     return
-            writing = sum(1 for ticket in instance.active if not ticket.is_stuck)
+            writing = [ticket for ticket in instance.active if not ticket.is_stuck]
             if writing:
-                step_ms = config.itl_base_ms + config.itl_per_stream_ms * writing
+                step_ms = config.itl_base_ms + config.itl_per_stream_ms * len(writing)
                 instance.status = Status.GENERATING
-                # Steps that take no time are taken together, which costs a benchmark less.
-                instance.work = Work(Status.GENERATING, now_ms + step_ms, None, 1 if step_ms else MAX_STEPS)
+                tokens = 1 if step_ms else self._burst(instance, writing)
+                instance.work = Work(Status.GENERATING, now_ms + step_ms, None, tokens)
                 return
         instance.status = Status.GENERATING if instance.active else Status.IDLE
         if not instance.active:
             instance.last_used_ms = max(instance.last_used_ms, now_ms)
             self.memory.room_made(now_ms)
+
+    def _burst(self, instance: Instance, writing: list[Ticket]) -> int:
+        """Return how many steps that take no time are taken together: up to the first end, or the first overflow."""
+        if self.config.unified_kv:
+            room = (instance.context_length - instance.kv_used) // len(writing)
+        else:
+            room = instance.context_length - max(ticket.kv_used for ticket in writing)
+        return max(1, min([room + 1, *(ticket.pieces_left for ticket in writing)]))
 
     def _admit(self, instance: Instance, now_ms: float) -> None:
         while instance.waiting and len(instance.active) < instance.parallel:
@@ -307,7 +319,9 @@ class Engine:
         self.counters.overflows += 1
         instance = ticket.instance
         if self.config.overflow == "nested":
-            self._fail(ticket, failures.prompt_too_long_nested(ticket.prompt_tokens, instance.context_length), now_ms)
+            self._fail(
+                ticket, failures.prompt_too_long_nested(ticket.prompt_tokens, instance.context_length), now_ms
+            )
             return
         ticket.started_ms = now_ms
         if self.config.overflow == "event":
@@ -317,7 +331,7 @@ class Engine:
         self._end(ticket, Phase.DONE, now_ms)
 
     def _load_slice_done(self, instance: Instance, at_ms: float) -> bool:
-        instance.load_progress = min(1.0, instance.load_progress + 1.0 / LOAD_SLICES)
+        instance.load_progress = round(min(1.0, instance.load_progress + 1.0 / LOAD_SLICES), 3)
         for ticket in instance.waiting:
             self._touch(ticket)
         assert instance.load_started_ms is not None
@@ -339,50 +353,43 @@ class Engine:
         assert ticket is not None
         ticket.prefilled += work.tokens
         self._touch(ticket)
-        if self._cache_is_full(instance, at_ms):
+        if self._cache_is_full(instance, at_ms) or ticket.prefilled < ticket.prompt_tokens:
             return
-        if ticket.prefilled >= ticket.prompt_tokens:
-            if ticket.client_left:
-                self._end(ticket, Phase.ABANDONED, at_ms)
-                return
-            ticket.phase = Phase.DECODE
-            self._go_on_writing(ticket, 0, at_ms)
+        if ticket.client_left:
+            self._end(ticket, Phase.ABANDONED, at_ms)
+            return
+        ticket.phase = Phase.DECODE
+        self._end_if_finished(ticket, at_ms)
 
     def _step_done(self, instance: Instance, work: Work, at_ms: float) -> None:
-        for ticket in list(instance.active):
-            if ticket.phase is Phase.DECODE and not ticket.is_stuck:
-                if ticket.first_piece_ms is None:
-                    ticket.first_piece_ms = at_ms
-                room = instance.context_length - ticket.prompt_tokens - ticket.emitted
-                self._go_on_writing(ticket, min(work.tokens, room + 1), at_ms)
-        self._cache_is_full(instance, at_ms)
+        writing = [one for one in instance.active if one.phase is Phase.DECODE and not one.is_stuck]
+        for ticket in writing:
+            if ticket.first_piece_ms is None:
+                ticket.first_piece_ms = at_ms
+            emitted = min(work.tokens, ticket.pieces_left)
+            ticket.emitted += emitted
+            self.counters.generated_tokens += emitted
+            if ticket.wants_pieces:
+                self._touch(ticket)
+        if not self._cache_is_full(instance, at_ms):
+            for ticket in writing:
+                self._end_if_finished(ticket, at_ms)
 
-    def _go_on_writing(self, ticket: Ticket, tokens: int, at_ms: float) -> None:
-        """Put out some more pieces; end the ticket if these were the last, or at its fault."""
-        last = len(ticket.plan.pieces)
-        if ticket.fault_after is not None:
-            last = min(last, ticket.fault_after)
-        emitted = min(tokens, last - ticket.emitted)
-        ticket.emitted += emitted
-        self.counters.generated_tokens += emitted
-        if ticket.wants_pieces and emitted:
-            self._touch(ticket)
-        if ticket.fault is not None and ticket.fault_after is not None and ticket.emitted >= last:
+    def _end_if_finished(self, ticket: Ticket, at_ms: float) -> None:
+        """End a ticket that has put out its last piece, or that has come to its fault."""
+        if ticket.is_final or ticket.is_stuck or ticket.pieces_left:
+            return
+        if ticket.fault is not None:
             self._fail(ticket, ticket.fault, at_ms)
-        elif not ticket.is_stuck and ticket.emitted >= len(ticket.plan.pieces):
-            if not self._overflows_alone(ticket):
-                self._end(ticket, Phase.DONE, at_ms)
-
-    def _overflows_alone(self, ticket: Ticket) -> bool:
-        return self.config.unified_kv and ticket.prompt_tokens + ticket.emitted > ticket.instance.context_length
+        else:
+            self._end(ticket, Phase.DONE, at_ms)
 
     def _cache_is_full(self, instance: Instance, at_ms: float) -> bool:
         """Handle a KV cache that has run over; return whether it had."""
         if not self.config.unified_kv:
             for ticket in list(instance.active):
-                if ticket.prefilled + ticket.emitted >= instance.context_length and ticket.phase is Phase.DECODE:
-                    pieces = ticket.plan.pieces[: ticket.emitted]
-                    ticket.plan = Plan(pieces, "length", "contextLengthReached")
+                if ticket.phase is Phase.DECODE and ticket.kv_used >= instance.context_length:
+                    ticket.plan = Plan(ticket.plan.pieces[: ticket.emitted], "length", "contextLengthReached")
                     self._end(ticket, Phase.DONE, at_ms)
             return False
         if instance.kv_used <= instance.context_length:

@@ -44,7 +44,9 @@ FAULTS: dict[str, Fault] = {
     "load_exit_code": Fault(Failure("Error loading model. (Exit code: 6)")),
     "unhealthy": Fault(Failure("The engine exited before becoming healthy.")),
     "insufficient_resources": Fault(failures.no_memory("model")),
-    "model_load_failed": Fault(Failure("Failed to load model", 500, "native", "internal_error", "model_load_failed")),
+    "model_load_failed": Fault(
+        Failure("Failed to load model", 500, "native", "internal_error", "model_load_failed")
+    ),
     # The engine.
     "fetch_failed": Fault(
         Failure(_ENGINE + "predict request failed: fetch failed", 500, "openai", "internal_error", "unknown")
@@ -64,7 +66,9 @@ FAULTS: dict[str, Fault] = {
     "bad_response_format": Fault(Failure("'response_format.type' must be 'json_schema' or 'text'")),
     "bad_grammar": Fault(Failure("failed to parse grammar")),
     "template": Fault(
-        Failure(_ENGINE + "applyPromptTemplate request returned 500: Jinja Exception: roles must alternate", 500)
+        Failure(
+            _ENGINE + "applyPromptTemplate request returned 500: Jinja Exception: roles must alternate", 500
+        )
     ),
     "not_iterable": Fault(Failure("[Server Error] _0x1a2b3c is not iterable", 500)),
     "invalid_api_key": Fault(failures.token_malformed("nonsense")),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmq_simulator import planning, shapes
-from lmq_simulator.openai_api import stats_of, text_of
+from lmq_simulator.answers import stats_of, text_of
 from lmq_simulator.planning import Wish
 from lmq_simulator.records import Channel, Failure, Instance, Kind, Phase, Plan, Refused, Status, Ticket
-from lmq_simulator.server import Server, body_of, break_off
-from lmq_simulator.wire import Reply, Request
+from lmq_simulator.server import Call, Server, body_of, break_off
+from lmq_simulator.wire import Request
 
 _LOAD_KEYS = frozenset(
     {"model", "context_length", "eval_batch_size", "flash_attention", "num_experts", "offload_kv_cache_to_gpu",
@@ -23,11 +23,11 @@ _CHAT_KEYS = frozenset(
 _EVAL_BATCH_SIZE = 512
 
 
-async def models(server: Server, request: Request, reply: Reply) -> None:
+async def models(call: Call) -> None:
     """Answer GET /api/v1/models."""
-    instances = server.driver.engine.memory.instances.values()
+    instances = call.server.driver.engine.memory.instances.values()
     listed = []
-    for model in server.config.models:
+    for model in call.server.config.models:
         loaded = [one for one in instances if one.model.key == model.key and one.status is not Status.LOADING]
         capabilities: dict[str, Any] = {"vision": model.vision, "trained_for_tool_use": model.tool_use}
         if model.reasoning:
@@ -48,18 +48,18 @@ async def models(server: Server, request: Request, reply: Reply) -> None:
         if not model.is_embedder:
             entry["capabilities"] = capabilities
         listed.append(entry)
-    reply.json({"models": listed})
+    call.reply.json({"models": listed})
 
 
-async def load(server: Server, request: Request, reply: Reply) -> None:
+async def load(call: Call) -> None:
     """Answer POST /api/v1/models/load, once the model is there."""
-    body = _strict_body(request, _LOAD_KEYS)
+    body = _strict_body(call.request, _LOAD_KEYS)
     key = _text(body, "model")
-    ticket = server.driver.engine.load(
-        key, context_length=_count(body, "context_length"), now_ms=server.driver.now_ms()
+    ticket = call.server.driver.engine.load(
+        key, context_length=_count(body, "context_length"), now_ms=call.server.driver.now_ms()
     )
-    server.driver.settle()
-    await server.ended(ticket)
+    call.server.driver.settle()
+    await call.server.ended(ticket)
     instance = ticket.instance
     answer: dict[str, Any] = {
         "type": "embedding" if instance.model.is_embedder else "llm",
@@ -69,46 +69,46 @@ async def load(server: Server, request: Request, reply: Reply) -> None:
     }
     if body.get("echo_load_config"):
         answer["load_config"] = _config_of(instance)
-    reply.json(answer)
+    call.reply.json(answer)
 
 
-async def unload(server: Server, request: Request, reply: Reply) -> None:
+async def unload(call: Call) -> None:
     """Answer POST /api/v1/models/unload."""
-    body = _strict_body(request, frozenset({"instance_id"}))
+    body = _strict_body(call.request, frozenset({"instance_id"}))
     instance_id = _text(body, "instance_id")
-    server.driver.engine.unload(instance_id, server.driver.now_ms())
-    server.driver.settle()
-    reply.json({"instance_id": instance_id})
+    call.server.driver.engine.unload(instance_id, call.server.driver.now_ms())
+    call.server.driver.settle()
+    call.reply.json({"instance_id": instance_id})
 
 
-async def download(server: Server, request: Request, reply: Reply) -> None:
+async def download(call: Call) -> None:
     """Answer POST /api/v1/models/download: nothing is ever fetched here."""
-    body = _strict_body(request, frozenset({"model", "quantization"}))
+    body = _strict_body(call.request, frozenset({"model", "quantization"}))
     key = _text(body, "model")
-    if not any(model.key == key for model in server.config.models):
+    if not any(model.key == key for model in call.server.config.models):
         text = f"Model '{key}' was not found in the catalog."
         raise Refused(Failure(text, 404, "native", "model_not_found", "model_not_found", "model"))
-    reply.json({"status": "already_downloaded"})
+    call.reply.json({"status": "already_downloaded"})
 
 
-async def download_status(server: Server, request: Request, reply: Reply) -> None:
+async def download_status(call: Call) -> None:
     """Answer GET /api/v1/models/download/status/{job_id}: there are no such jobs."""
-    job_id = request.path.rpartition("/")[2]
+    job_id = call.request.path.rpartition("/")[2]
     raise Refused(Failure(f"Job '{job_id}' was not found.", 404, "native", "job_not_found", "job_not_found"))
 
 
-async def chat(server: Server, request: Request, reply: Reply) -> None:
+async def chat(call: Call) -> None:
     """Answer POST /api/v1/chat."""
-    body = _strict_body(request, _CHAT_KEYS)
-    messages = _conversation(server, body)
+    body = _strict_body(call.request, _CHAT_KEYS)
+    messages = _conversation(call.server, body)
     prompt = planning.prompt_of(messages)
     wish = Wish(max_tokens=_count(body, "max_output_tokens"), reasons=body.get("reasoning") != "off")
     streams = bool(body.get("stream"))
 
     def planned(ticket: Ticket) -> Plan:
-        return planning.plan(prompt, wish, ticket.instance.model, server.config)
+        return planning.plan(prompt, wish, ticket.instance.model, call.server.config)
 
-    ticket = server.submit(
+    ticket = call.server.submit(
         _text(body, "model"),
         Kind.CHAT,
         prompt=prompt,
@@ -116,18 +116,19 @@ async def chat(server: Server, request: Request, reply: Reply) -> None:
         context_length=_count(body, "context_length"),
         wants_pieces=streams,
     )
-    response_id = server.new_id("resp_") if body.get("store", True) else None
+    response_id = call.server.new_id("resp_") if body.get("store", True) else None
     if streams:
-        await _stream(server, reply, ticket, response_id)
+        await _stream(call, ticket, response_id)
     else:
-        await server.ended(ticket)
-        reply.json(_result(server, ticket, response_id))
+        await call.server.ended(ticket)
+        call.reply.json(_result(ticket, response_id))
     if response_id is not None and ticket.phase is Phase.DONE:
         said = {"role": "assistant", "content": text_of(ticket, Channel.CONTENT)}
-        server.store(response_id, [*messages, said])
+        call.server.store(response_id, [*messages, said])
 
 
-async def _stream(server: Server, reply: Reply, ticket: Ticket, response_id: str | None) -> None:
+async def _stream(call: Call, ticket: Ticket, response_id: str | None) -> None:
+    server, reply = call.server, call.reply
     story = _Story(ticket)
     with server.following(ticket):
         reply.start_stream()
@@ -147,7 +148,7 @@ async def _stream(server: Server, reply: Reply, ticket: Ticket, response_id: str
         return
     if failure is not None:
         reply.write(shapes.named("error", {"error": shapes.native_error(failure)}))
-    reply.write(shapes.named("chat.end", {"result": _result(server, ticket, response_id)}))
+    reply.write(shapes.named("chat.end", {"result": _result(ticket, response_id)}))
     reply.end()
 
 
@@ -223,7 +224,7 @@ class _Story:
         return [shapes.named(f"{name}.end", {})]
 
 
-def _result(server: Server, ticket: Ticket, response_id: str | None) -> dict[str, Any]:
+def _result(ticket: Ticket, response_id: str | None) -> dict[str, Any]:
     output = []
     for name, channel in (("reasoning", Channel.REASONING), ("message", Channel.CONTENT)):
         said = text_of(ticket, channel)

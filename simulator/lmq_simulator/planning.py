@@ -73,9 +73,13 @@ def plan(prompt: Prompt, wish: Wish, model: ModelSpec, config: SimulatorConfig) 
         return _cut_short(_tool_plan(tool, seed, prompt, reasoning), wish.max_tokens)
     if wish.schema is not None:
         said = msgspec.json.encode(instance_of(wish.schema, seed=text.digest(seed, prompt.last))).decode()
-        return _text_plan(prompt.last, seed, 0, reasoning, config.reasoning_style, wish.max_tokens, wish.stops, said)
+        return _text_plan(
+            prompt.last, seed, 0, reasoning, config.reasoning_style, wish.max_tokens, wish.stops, said
+        )
     tokens = config.answer_tokens
-    return _text_plan(prompt.last, seed, tokens, reasoning, config.reasoning_style, wish.max_tokens, wish.stops, None)
+    return _text_plan(
+        prompt.last, seed, tokens, reasoning, config.reasoning_style, wish.max_tokens, wish.stops, None
+    )
 
 
 @lru_cache(maxsize=_KEPT_PLANS)
@@ -119,7 +123,11 @@ def _tool_plan(tool: Mapping[str, Any], seed: int, prompt: Prompt, reasoning: in
 
 def _tool_to_call(prompt: Prompt, wish: Wish) -> Mapping[str, Any] | None:
     """Choose a tool: the one that is asked for by name, else the first; none once a tool has answered."""
-    if not wish.tools or wish.tool_choice == "none" or not (prompt.wants_tool or wish.tool_choice == "required"):
+    if (
+        not wish.tools
+        or wish.tool_choice == "none"
+        or not (prompt.wants_tool or wish.tool_choice == "required")
+    ):
         return None
     lowered = prompt.last.lower()
     for tool in wish.tools:

@@ -45,7 +45,8 @@ class Failure:
         status: HTTP status, if no byte of the answer was sent yet.
         shape: form of the body: "string" (A), "openai" (B), "native" (C); D is a string with an object inside.
         code: machine-readable word of B and C.
-        ending: what happens to a stream that has begun: an error event (F), a cut connection, or an end that looks orderly but says nothing.
+        ending: what happens to a stream that has begun: an error event (F), a cut connection, or an end in good
+            order that never said why.
         at_once: the connection is cut even if no byte was sent.
     """
 
@@ -128,7 +129,20 @@ class Ticket:
 
     @property
     def is_stuck(self) -> bool:
-        return self.fault_after is not None and self.fault is None and self.emitted >= self.fault_after
+        """Whether it fell into a fault that keeps it in its slot, silent."""
+        if self.fault_after is None or self.fault is not None:
+            return False
+        return self.kind is Kind.EMBED or (self.phase is Phase.DECODE and self.emitted >= self.fault_after)
+
+    @property
+    def pieces_left(self) -> int:
+        """Pieces still to come before its end or its fault."""
+        last = len(self.plan.pieces) if self.fault_after is None else self.fault_after
+        return last - self.emitted
+
+    @property
+    def kv_used(self) -> int:
+        return self.prefilled + self.emitted
 
 
 class Status(StrEnum):
@@ -180,7 +194,7 @@ class Instance:
 
     @property
     def kv_used(self) -> int:
-        return sum(ticket.prefilled + ticket.emitted for ticket in self.active)
+        return sum(ticket.kv_used for ticket in self.active)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmq_simulator import control_api, native_api, openai_api
+from lmq_simulator import control_api, native_api, openai_api, responses_api
 from lmq_simulator.server import Handler
 
 ROUTES: dict[tuple[str, str], Handler] = {
@@ -12,6 +12,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/chat/completions"): openai_api.chat,
     ("POST", "/v1/completions"): openai_api.completions,
     ("POST", "/v1/embeddings"): openai_api.embeddings,
+    ("POST", "/v1/responses"): responses_api.responses,
     # Native, version 0.
     ("GET", "/api/v0/models"): openai_api.v0_models,
     ("POST", "/api/v0/chat/completions"): openai_api.chat,

@@ -89,11 +89,11 @@ class _Filler:
     def _merged(self, schema: dict[str, Any]) -> dict[str, Any]:
         whole = {name: value for name, value in schema.items() if name != "allOf"}
         for part in schema["allOf"]:
-            part = self._resolved(part)
-            if isinstance(part, dict):
-                properties = {**whole.get("properties", {}), **part.get("properties", {})}
-                required = [*whole.get("required", []), *part.get("required", [])]
-                whole = {**whole, **part, "properties": properties, "required": required}
+            read = self._resolved(part)
+            if isinstance(read, dict):
+                properties = {**whole.get("properties", {}), **read.get("properties", {})}
+                required = [*whole.get("required", []), *read.get("required", [])]
+                whole = {**whole, **read, "properties": properties, "required": required}
         return whole
 
     def _object(self, schema: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
@@ -104,7 +104,10 @@ class _Filler:
         return {name: self.fill(properties.get(name, {}), f"{path}/{name}", depth + 1) for name in names}
 
     def _array(self, schema: dict[str, Any], path: str, depth: int) -> list[Any]:
-        first = [self.fill(item, f"{path}/{at}", depth + 1) for at, item in enumerate(schema.get("prefixItems", []))]
+        first = [
+            self.fill(item, f"{path}/{at}", depth + 1)
+            for at, item in enumerate(schema.get("prefixItems", []))
+        ]
         wanted = max(int(schema.get("minItems", 0)), 1 if depth < 3 and "items" in schema else 0)
         wanted = min(wanted, int(schema.get("maxItems", wanted)))
         rest = range(len(first), wanted)

@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -26,14 +27,24 @@ MAX_STORED = 10_000
 _TOKEN = re.compile(r"sk-lm-[A-Za-z0-9]{8}:[A-Za-z0-9]{20}")
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
-Handler = Callable[["Server", Request, Reply], Awaitable[None]]
 Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way to a handler: who answers it, what was asked, where the answer goes."""
+
+    server: Server
+    request: Request
+    reply: Reply
+
+
+Handler = Callable[[Call], Awaitable[None]]
 
 
 class Frames(Protocol):
     """How one kind of endpoint writes its stream."""
 
-    def opening(self, ticket: Ticket) -> bytes: ...
     def pieces(self, pieces: Sequence[Piece]) -> bytes: ...
     def ending(self, ticket: Ticket) -> bytes: ...
 
@@ -68,7 +79,7 @@ class Server:
             return
         try:
             self._check_token(request)
-            await handler(self, request, reply)
+            await handler(Call(self, request, reply))
         except Refused as refused:
             self.driver.engine.counters.refused += 1
             self.refuse(request, reply, refused.failure)
@@ -172,15 +183,18 @@ class Server:
         if ticket.failure is not None:
             raise Refused(ticket.failure)
 
-    async def stream(self, request: Request, reply: Reply, ticket: Ticket, frames: Frames) -> None:
-        """Stream a ticket's pieces to its client as they come, and end the stream the way the ticket ends."""
+    async def stream(self, call: Call, ticket: Ticket, frames: Frames) -> None:
+        """Stream a ticket's pieces to its client as they come, and end the stream the way the ticket ends.
+
+        The head is sent when the request gets its slot: what fails before that fails with a plain status.
+        """
+        reply = call.reply
         taken = 0
         with self.following(ticket):
             while True:
                 seen = ticket.revision
                 if ticket.started_ms is not None and not reply.started:
                     reply.start_stream()
-                    reply.write(frames.opening(ticket))
                 if ticket.emitted > taken:
                     reply.write(frames.pieces(ticket.plan.pieces[taken : ticket.emitted]))
                     taken = ticket.emitted
@@ -193,7 +207,7 @@ class Server:
             reply.write(frames.ending(ticket))
             reply.end()
         elif not reply.started:
-            self.refuse(request, reply, failure)
+            self.refuse(call.request, reply, failure)
         else:
             break_off(reply, failure)
 
@@ -204,7 +218,11 @@ class Server:
         if handler is not None:
             return handler
         for method, prefix, prefixed in self._prefixes:
-            if request.method == method and request.path.startswith(prefix) and len(request.path) > len(prefix):
+            if (
+                request.method == method
+                and request.path.startswith(prefix)
+                and len(request.path) > len(prefix)
+            ):
                 return prefixed
         return None
 

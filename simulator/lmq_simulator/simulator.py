@@ -146,7 +146,9 @@ class ThreadedSimulator:
     ) -> None:
         """See `Simulator.inject`."""
         self._call(
-            lambda: self._simulator.inject(fault, count=count, after_pieces=after_pieces, text=text, status=status)
+            lambda: self._simulator.inject(
+                fault, count=count, after_pieces=after_pieces, text=text, status=status
+            )
         )
 
     def reset(self) -> None:

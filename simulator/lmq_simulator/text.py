@@ -22,11 +22,14 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{3,}")
 _ANSWERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("sky", "blue"),
-        "Sunlight looks white, but it is a mixture of all colours. On its way to your eyes it meets the molecules of "
-        "the air, and these scatter short waves far more strongly than long ones: blue light is sent off in every "
-        "direction, while red light passes almost undisturbed. So wherever you look, a little blue light comes back "
-        "to you. Violet is scattered even more, but the sun sends less of it and our eyes are less sensitive to it. "
-        "At sunset the light crosses much more air, most of the blue is lost on the way, and what remains is red.",
+        (
+            "Sunlight looks white, but it is a mixture of all colours. On its way to your eyes it meets "
+            "the molecules of the air, and these scatter short waves far more strongly than long ones: "
+            "blue light is sent off in every direction, while red light passes almost undisturbed. So "
+            "wherever you look, a little blue light comes back to you. Violet is scattered even more, but"
+            " the sun sends less of it and our eyes are less sensitive to it. At sunset the light crosses"
+            " much more air, most of the blue is lost on the way, and what remains is red."
+        ),
     ),
     (("capital", "france"), "The capital of France is Paris."),
     (("capital", "germany"), "The capital of Germany is Berlin."),
@@ -37,23 +40,35 @@ _ANSWERS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("what", "queue"),
-        "A queue is a line with rules. Whoever comes first is usually served first, but a good queue also knows who has "
-        "already had a lot, who is in a hurry, and who would otherwise wait for ever. It remembers everyone in the "
-        "line, even when the lights go out, and it can always tell you how many are ahead of you.",
+        (
+            "A queue is a line with rules. Whoever comes first is usually served first, but a good queue "
+            "also knows who has already had a lot, who is in a hurry, and who would otherwise wait for "
+            "ever. It remembers everyone in the line, even when the lights go out, and it can always tell"
+            " you how many are ahead of you."
+        ),
     ),
     (
         ("tide",),
-        "The tides come from the moon, and to a lesser part from the sun. The moon pulls a little harder on the near side "
-        "of the earth than on its centre, and a little less on the far side, so the sea is stretched into two bulges. "
-        "As the earth turns beneath them, most coasts see two high tides and two low tides a day.",
+        (
+            "The tides come from the moon, and to a lesser part from the sun. The moon pulls a little "
+            "harder on the near side of the earth than on its centre, and a little less on the far side, "
+            "so the sea is stretched into two bulges. As the earth turns beneath them, most coasts see "
+            "two high tides and two low tides a day."
+        ),
     ),
     (
         ("bread",),
-        "Good bread needs four things: flour, water, salt and time. Mix them with a little yeast until no dry flour is "
-        "left, then let the dough rest. Fold it a few times over the next two hours, shape it, and let it rise again "
-        "until it springs back slowly when you press it. Bake it hot, with steam, until the crust is a deep brown.",
+        (
+            "Good bread needs four things: flour, water, salt and time. Mix them with a little yeast "
+            "until no dry flour is left, then let the dough rest. Fold it a few times over the next two "
+            "hours, shape it, and let it rise again until it springs back slowly when you press it. Bake "
+            "it hot, with steam, until the crust is a deep brown."
+        ),
     ),
-    (("joke",), "I asked the scheduler for a joke. It said: there are forty ahead of you, but yours is worth the wait."),
+    (
+        ("joke",),
+        "I asked the scheduler for a joke. It said: there are forty ahead of you, but yours is worth the wait.",
+    ),
     (("hello",), "Hello! How can I help you today?"),
 )
 
@@ -79,7 +94,15 @@ _OBJECTS = (
     "the difference between two choices", "the shape of {topic}", "what most people expect", "a habit worth keeping",
 )  # fmt: skip
 _LINKS = ("so", "and then", "because", "even though", "while", "until")
-_LEADS = ("In practice,", "As a rule,", "For instance,", "Most of the time,", "To be fair,", "At first,", "Later on,")
+_LEADS = (
+    "In practice,",
+    "As a rule,",
+    "For instance,",
+    "Most of the time,",
+    "To be fair,",
+    "At first,",
+    "Later on,",
+)
 _CLOSERS = (
     "That is a good place to start.",
     "Try it once, and the rest becomes clear.",
@@ -95,9 +118,11 @@ _THOUGHTS = (
     "I will keep the tone friendly and end with a next step.",
 )
 _COMMON = frozenset(
-    "about after again also answer because before could does every explain from give have hello here into just know like "
-    "make many more much please should some tell than that their them then there these they this very want what when "
-    "where which while will with would write your".split()
+    (
+        "about after again also answer because before could does every explain from give have hello here "
+        "into just know like make many more much please should some tell than that their them then there "
+        "these they this very want what when where which while will with would write your"
+    ).split()
 )
 
 
@@ -146,7 +171,9 @@ def thought(prompt: str, *, seed: int, tokens: int) -> str:
         return ""
     chance = random.Random(digest("thought", seed, prompt))
     topic = _topic(prompt, chance)
-    return _exactly(tokens, _THOUGHTS[0].format(topic=topic), lambda: chance.choice(_THOUGHTS).format(topic=topic))
+    return _exactly(
+        tokens, _THOUGHTS[0].format(topic=topic), lambda: chance.choice(_THOUGHTS).format(topic=topic)
+    )
 
 
 # Only a short question gets a fixed answer; in a long text the words stand there by accident.

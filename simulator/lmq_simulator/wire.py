@@ -11,6 +11,7 @@ import contextlib
 import random
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -26,6 +27,8 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 
 _REASONS = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 413: b"Payload Too Large",
             500: b"Internal Server Error"}  # fmt: skip
+# The two fields of SO_LINGER: shorts on Windows, ints elsewhere.
+_LINGER = "hh" if sys.platform == "win32" else "ii"
 _JSON = b"application/json; charset=utf-8"
 
 
@@ -213,8 +216,11 @@ class Connection(asyncio.Protocol):
             self._read()
         except h11.RemoteProtocolError:
             self._refuse(400)
-        if self._task is not None:
+        if self._is_answering():
             self._stay_awake()
+
+    def _is_answering(self) -> bool:
+        return self._task is not None
 
     def _stay_awake(self) -> None:
         if self._idle is not None:
@@ -242,7 +248,9 @@ class Connection(asyncio.Protocol):
             headers.append((b"Connection", b"close"))
         else:
             headers.append((b"Connection", b"keep-alive"))
-            headers.append((b"Keep-Alive", b"timeout=%s" % f"{self._server.config.keep_alive_s:g}".encode("ascii")))
+            headers.append(
+                (b"Keep-Alive", b"timeout=%s" % f"{self._server.config.keep_alive_s:g}".encode("ascii"))
+            )
         self._send(h11.Response(status_code=status, headers=headers, reason=_REASONS.get(status, b"")))
 
     def send_data(self, data: bytes) -> None:
@@ -285,7 +293,5 @@ class Connection(asyncio.Protocol):
             peer = self._transport.get_extra_info("socket")
             if peer is not None:
                 # Lingering for zero seconds turns the close into a reset.
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
             self._transport.abort()
-
-
