@@ -60,7 +60,9 @@ class UpgradeRequired(LmqError):
         side = "older" if spoken < oldest else "newer"
         super().__init__(
             f"protocol {spoken} is {side} than this broker speaks ({oldest} to {newest}); install the same lmq on both",
-            spoken=spoken, oldest=oldest, newest=newest,
+            spoken=spoken,
+            oldest=oldest,
+            newest=newest,
         )
         self.spoken, self.oldest, self.newest = spoken, oldest, newest
 
@@ -82,8 +84,12 @@ class TooLarge(LmqError):
     code = "too_large"
 
     def __init__(self, field: str, value: int, limit: int) -> None:
-        super().__init__(f"{field} is {value} bytes, the limit is {limit}; send a path or a URL instead",
-                         field=field, value=value, limit=limit)
+        super().__init__(
+            f"{field} is {value} bytes, the limit is {limit}; send a path or a URL instead",
+            field=field,
+            value=value,
+            limit=limit,
+        )
         self.field, self.value, self.limit = field, value, limit
 
 
@@ -93,7 +99,9 @@ class NotAllowed(LmqError):
     code = "not_allowed"
 
     def __init__(self, verb: str, role: str, why: str = "") -> None:
-        super().__init__(f"{role} may not {verb}" + (f": {why}" if why else ""), verb=verb, role=role, why=why)
+        super().__init__(
+            f"{role} may not {verb}" + (f": {why}" if why else ""), verb=verb, role=role, why=why
+        )
         self.verb, self.role, self.why = verb, role, why
 
 
@@ -115,9 +123,19 @@ class LimitReached(LmqError):
     retryable = True
 
     def __init__(self, limit: str, value: int, limit_value: int, retry_after_s: float) -> None:
-        super().__init__(f"{limit} is full ({value} of {limit_value}); try again in {retry_after_s:g} s",
-                         limit=limit, value=value, limit_value=limit_value, retry_after_s=retry_after_s)
-        self.limit, self.value, self.limit_value, self.retry_after_s = limit, value, limit_value, retry_after_s
+        super().__init__(
+            f"{limit} is full ({value} of {limit_value}); try again in {retry_after_s:g} s",
+            limit=limit,
+            value=value,
+            limit_value=limit_value,
+            retry_after_s=retry_after_s,
+        )
+        self.limit, self.value, self.limit_value, self.retry_after_s = (
+            limit,
+            value,
+            limit_value,
+            retry_after_s,
+        )
 
 
 class QueueDraining(LmqError):
@@ -138,7 +156,9 @@ class UnknownModel(LmqError):
 
     def __init__(self, model: str, nearest: list[str]) -> None:
         near = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        super().__init__(f"no endpoint has model {model!r}{near}; type: lmq models", model=model, nearest=nearest)
+        super().__init__(
+            f"no endpoint has model {model!r}{near}; type: lmq models", model=model, nearest=nearest
+        )
         self.model, self.nearest = model, nearest
 
 
@@ -148,7 +168,9 @@ class IdempotencyConflict(LmqError):
     code = "idempotency_conflict"
 
     def __init__(self, key: str, job_id: str) -> None:
-        super().__init__(f"key {key!r} belongs to job {job_id}, which has another payload", key=key, job_id=job_id)
+        super().__init__(
+            f"key {key!r} belongs to job {job_id}, which has another payload", key=key, job_id=job_id
+        )
         self.key, self.job_id = key, job_id
 
 
@@ -158,7 +180,9 @@ class WrongState(LmqError):
     code = "wrong_state"
 
     def __init__(self, job_id: str, state: str, wanted: str) -> None:
-        super().__init__(f"job {job_id} is {state}; this needs {wanted}", job_id=job_id, state=state, wanted=wanted)
+        super().__init__(
+            f"job {job_id} is {state}; this needs {wanted}", job_id=job_id, state=state, wanted=wanted
+        )
         self.job_id, self.state, self.wanted = job_id, state, wanted
 
 
@@ -168,8 +192,12 @@ class AttemptMoved(LmqError):
     code = "attempt_moved"
 
     def __init__(self, job_id: str, if_attempt: int, attempt: int) -> None:
-        super().__init__(f"job {job_id} is at attempt {attempt}, not {if_attempt}",
-                         job_id=job_id, if_attempt=if_attempt, attempt=attempt)
+        super().__init__(
+            f"job {job_id} is at attempt {attempt}, not {if_attempt}",
+            job_id=job_id,
+            if_attempt=if_attempt,
+            attempt=attempt,
+        )
         self.job_id, self.if_attempt, self.attempt = job_id, if_attempt, attempt
 
 
@@ -179,8 +207,11 @@ class CursorExpired(LmqError):
     code = "cursor_expired"
 
     def __init__(self, cursor: int, oldest: int) -> None:
-        super().__init__(f"events after {cursor} are no longer kept; the oldest cursor is {oldest}",
-                         cursor=cursor, oldest=oldest)
+        super().__init__(
+            f"events after {cursor} are no longer kept; the oldest cursor is {oldest}",
+            cursor=cursor,
+            oldest=oldest,
+        )
         self.cursor, self.oldest = cursor, oldest
 
 
@@ -191,8 +222,12 @@ class DiskFull(LmqError):
     retryable = True
 
     def __init__(self, free_bytes: int, floor_bytes: int, retry_after_s: float) -> None:
-        super().__init__(f"journal disk has {free_bytes} bytes free, the floor is {floor_bytes}; free some space",
-                         free_bytes=free_bytes, floor_bytes=floor_bytes, retry_after_s=retry_after_s)
+        super().__init__(
+            f"journal disk has {free_bytes} bytes free, the floor is {floor_bytes}; free some space",
+            free_bytes=free_bytes,
+            floor_bytes=floor_bytes,
+            retry_after_s=retry_after_s,
+        )
         self.free_bytes, self.floor_bytes, self.retry_after_s = free_bytes, floor_bytes, retry_after_s
 
 
@@ -213,8 +248,12 @@ class EndpointTaken(LmqError):
     retryable = True
 
     def __init__(self, endpoint: str, worker: str, retry_after_s: float) -> None:
-        super().__init__(f"endpoint {endpoint} is served by worker {worker}; stop it first",
-                         endpoint=endpoint, worker=worker, retry_after_s=retry_after_s)
+        super().__init__(
+            f"endpoint {endpoint} is served by worker {worker}; stop it first",
+            endpoint=endpoint,
+            worker=worker,
+            retry_after_s=retry_after_s,
+        )
         self.endpoint, self.worker, self.retry_after_s = endpoint, worker, retry_after_s
 
 

@@ -18,17 +18,17 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
 # --- both directions -------------------------------------------------------------------------------------------------
 
 
-class Heartbeat(Part):
+class Heartbeat(Part, frozen=True, kw_only=True):
     """Proof of life. Says nothing about any job."""
 
 
-class Bye(Part):
+class Bye(Part, frozen=True, kw_only=True):
     """The sender goes away on purpose."""
 
     reason: str = ""
 
 
-class ErrorReply(Part):
+class ErrorReply(Part, frozen=True, kw_only=True):
     """A command was refused. `request_id` is 0 where the command could not be read."""
 
     request_id: int
@@ -38,7 +38,7 @@ class ErrorReply(Part):
 # --- session ---------------------------------------------------------------------------------------------------------
 
 
-class Hello(Part):
+class Hello(Part, frozen=True, kw_only=True):
     """First message of a client, and again whenever the broker asks `who`."""
 
     request_id: int
@@ -50,7 +50,7 @@ class Hello(Part):
     """The name it claims; counts over loopback TCP in open mode only."""
 
 
-class Welcome(Part):
+class Welcome(Part, frozen=True, kw_only=True):
     """The broker knows this session now."""
 
     request_id: int
@@ -74,14 +74,14 @@ class Welcome(Part):
     """The last event's seq: where `subscribe` begins that wants only the new."""
 
 
-class Who(Part):
+class Who(Part, frozen=True, kw_only=True):
     """The broker does not know this connection (it may have restarted): say hello or enlist again."""
 
 
 # --- jobs: submit ----------------------------------------------------------------------------------------------------
 
 
-class JobSpec(Part):
+class JobSpec(Part, frozen=True, kw_only=True):
     """One job as it is submitted. Absent means: as the task type's defaults say."""
 
     id: bytes
@@ -107,7 +107,7 @@ class JobSpec(Part):
     root: bytes = b""
 
 
-class Submit(Part):
+class Submit(Part, frozen=True, kw_only=True):
     """One to 1,000 jobs; the body holds their payloads in order."""
 
     request_id: int
@@ -119,7 +119,7 @@ class Submit(Part):
     """Send each result when it is there, as `follow` would."""
 
 
-class Outcome(Part):
+class Outcome(Part, frozen=True, kw_only=True):
     """What became of one job of a command: `accepted`, `duplicate`, `changed`, `unchanged` or `refused`."""
 
     job_id: bytes
@@ -129,7 +129,7 @@ class Outcome(Part):
     error: ErrorInfo | None = None
 
 
-class Submitted(Part):
+class Submitted(Part, frozen=True, kw_only=True):
     """One outcome per job, in the order of the submit. Sent when all that was accepted is on disk."""
 
     request_id: int
@@ -139,27 +139,27 @@ class Submitted(Part):
 # --- jobs: follow, results, text -------------------------------------------------------------------------------------
 
 
-class Follow(Part):
+class Follow(Part, frozen=True, kw_only=True):
     """Send what these jobs end with, once each; at once for those that have ended."""
 
     request_id: int
     job_ids: list[bytes]
 
 
-class Unfollow(Part):
+class Unfollow(Part, frozen=True, kw_only=True):
     """No more results or text of these jobs. No reply."""
 
     job_ids: list[bytes]
 
 
-class Followed(Part):
+class Followed(Part, frozen=True, kw_only=True):
     """One outcome per job: `unchanged` (its end will come) or `refused` (no such job)."""
 
     request_id: int
     outcomes: list[Outcome]
 
 
-class JobEnd(Part):
+class JobEnd(Part, frozen=True, kw_only=True):
     """How one job ended; its result is the next `result_bytes` of the body."""
 
     job_id: bytes
@@ -176,13 +176,13 @@ class JobEnd(Part):
     leased_ms: int = 0
 
 
-class Finished(Part):
+class Finished(Part, frozen=True, kw_only=True):
     """Jobs that this session follows and that have ended (push)."""
 
     jobs: list[JobEnd]
 
 
-class FollowText(Part):
+class FollowText(Part, frozen=True, kw_only=True):
     """Send the text of a job from a cursor on: pieces after `piece` of attempt `attempt` (0, 0: from the start)."""
 
     request_id: int
@@ -192,14 +192,14 @@ class FollowText(Part):
     credit_bytes: int = 262_144
 
 
-class Piece(Part):
+class Piece(Part, frozen=True, kw_only=True):
     """A piece of text. Channel `end` closes an attempt's text and holds the finish reason."""
 
     channel: str
     text: str
 
 
-class Text(Part):
+class Text(Part, frozen=True, kw_only=True):
     """Pieces `first`, `first` + 1, ... of one attempt (push to readers, and report of a worker).
 
     To readers, `restart` says that an earlier attempt's text is void: drop what was shown and begin anew.
@@ -214,7 +214,7 @@ class Text(Part):
     """The job has ended; no text follows."""
 
 
-class Credit(Part):
+class Credit(Part, frozen=True, kw_only=True):
     """A session grants more pushes: result bytes, events of a subscription, text bytes of a job. No reply."""
 
     results_bytes: int = 0
@@ -227,7 +227,7 @@ class Credit(Part):
 # --- jobs: look ------------------------------------------------------------------------------------------------------
 
 
-class JobView(Part):
+class JobView(Part, frozen=True, kw_only=True):
     """A job as people see it."""
 
     id: bytes
@@ -274,14 +274,14 @@ class JobView(Part):
     story: list[ErrorInfo] = []
 
 
-class Status(Part):
+class Status(Part, frozen=True, kw_only=True):
     """Ask for up to 1,000 jobs by id."""
 
     request_id: int
     job_ids: list[bytes]
 
 
-class Statuses(Part):
+class Statuses(Part, frozen=True, kw_only=True):
     """The jobs that were found and may be seen, in the order asked."""
 
     request_id: int
@@ -289,7 +289,7 @@ class Statuses(Part):
     missing: list[bytes] = []
 
 
-class JobFilter(Part):
+class JobFilter(Part, frozen=True, kw_only=True):
     """Jobs that match all fields that are set."""
 
     states: list[str] = []
@@ -304,7 +304,7 @@ class JobFilter(Part):
     """Last characters of the id as people type them."""
 
 
-class ListJobs(Part):
+class ListJobs(Part, frozen=True, kw_only=True):
     """One page of jobs, newest first unless `oldest_first`."""
 
     request_id: int
@@ -315,7 +315,7 @@ class ListJobs(Part):
     oldest_first: bool = False
 
 
-class Listed(Part):
+class Listed(Part, frozen=True, kw_only=True):
     """A page. `more` tells whether another may follow."""
 
     request_id: int
@@ -323,28 +323,28 @@ class Listed(Part):
     more: bool = False
 
 
-class GetPayload(Part):
+class GetPayload(Part, frozen=True, kw_only=True):
     """Ask for what was submitted."""
 
     request_id: int
     job_id: bytes
 
 
-class Payload(Part):
+class Payload(Part, frozen=True, kw_only=True):
     """The body is the payload."""
 
     request_id: int
     job: JobView
 
 
-class Why(Part):
+class Why(Part, frozen=True, kw_only=True):
     """Ask why a job waits, or what became of it."""
 
     request_id: int
     job_id: bytes
 
 
-class Reason(Part):
+class Reason(Part, frozen=True, kw_only=True):
     """One cause: a stable `code`, a sentence, and its facts."""
 
     code: str
@@ -352,7 +352,7 @@ class Reason(Part):
     fields: dict[str, str | int | float | bool | list[str] | None] = {}
 
 
-class WhyReply(Part):
+class WhyReply(Part, frozen=True, kw_only=True):
     """The job, the cause that matters most first, and what its owner can type."""
 
     request_id: int
@@ -364,14 +364,14 @@ class WhyReply(Part):
 # --- jobs: act -------------------------------------------------------------------------------------------------------
 
 
-class Target(Part):
+class Target(Part, frozen=True, kw_only=True):
     """Jobs to act on: by id, or all open ones (all final ones for retry and delete) that match a filter."""
 
     job_ids: list[bytes] = []
     match: JobFilter | None = None
 
 
-class Cancel(Part):
+class Cancel(Part, frozen=True, kw_only=True):
     """Make jobs `cancelled`; a leased one keeps its slot until its worker has stopped."""
 
     request_id: int
@@ -379,7 +379,7 @@ class Cancel(Part):
     if_attempt: int | None = None
 
 
-class Retry(Part):
+class Retry(Part, frozen=True, kw_only=True):
     """Make dead, cancelled or expired jobs ready again, with no failures."""
 
     request_id: int
@@ -387,14 +387,14 @@ class Retry(Part):
     if_attempt: int | None = None
 
 
-class Delete(Part):
+class Delete(Part, frozen=True, kw_only=True):
     """Remove final jobs with their results."""
 
     request_id: int
     target: Target
 
 
-class Update(Part):
+class Update(Part, frozen=True, kw_only=True):
     """Change what a job that has not ended may still change. Absent means: leave."""
 
     request_id: int
@@ -410,7 +410,7 @@ class Update(Part):
     if_attempt: int | None = None
 
 
-class Changed(Part):
+class Changed(Part, frozen=True, kw_only=True):
     """One outcome per job that was named or matched; `more` when a filter matched over 1,000: ask again."""
 
     request_id: int
@@ -421,7 +421,7 @@ class Changed(Part):
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-class EventFilter(Part):
+class EventFilter(Part, frozen=True, kw_only=True):
     """Events that match all fields that are set."""
 
     kinds: list[str] = []
@@ -431,7 +431,7 @@ class EventFilter(Part):
     labels: dict[str, str] = {}
 
 
-class Subscribe(Part):
+class Subscribe(Part, frozen=True, kw_only=True):
     """Send events after a cursor; -1: from now on; or from a wall time on (`since_ms`, cursor -1)."""
 
     request_id: int
@@ -444,7 +444,7 @@ class Subscribe(Part):
     credit: int = 1000
 
 
-class Subscribed(Part):
+class Subscribed(Part, frozen=True, kw_only=True):
     """Pushes begin after `cursor`."""
 
     request_id: int
@@ -452,13 +452,13 @@ class Subscribed(Part):
     cursor: int
 
 
-class Unsubscribe(Part):
+class Unsubscribe(Part, frozen=True, kw_only=True):
     """No more events. No reply."""
 
     subscription_id: int
 
 
-class Events(Part):
+class Events(Part, frozen=True, kw_only=True):
     """Events after cursor `before` up to cursor `after` that match (push). `before` equals the last push's `after`."""
 
     subscription_id: int
@@ -472,7 +472,7 @@ class Events(Part):
 # --- nouns: queues, workers, models, broker --------------------------------------------------------------------------
 
 
-class Pause(Part):
+class Pause(Part, frozen=True, kw_only=True):
     """Hold a queue (nothing of it starts) or a worker (nothing starts there)."""
 
     request_id: int
@@ -486,7 +486,7 @@ class Pause(Part):
     reason: str = ""
 
 
-class Drain(Part):
+class Drain(Part, frozen=True, kw_only=True):
     """A queue takes no more and finishes what it holds; a worker finishes what it runs and takes no more."""
 
     request_id: int
@@ -495,7 +495,7 @@ class Drain(Part):
     reason: str = ""
 
 
-class Resume(Part):
+class Resume(Part, frozen=True, kw_only=True):
     """End a pause or drain."""
 
     request_id: int
@@ -503,14 +503,14 @@ class Resume(Part):
     name: str
 
 
-class Done(Part):
+class Done(Part, frozen=True, kw_only=True):
     """The command was carried out. `changed` is false when there was nothing to do."""
 
     request_id: int
     changed: bool = True
 
 
-class Hold(Part):
+class Hold(Part, frozen=True, kw_only=True):
     """A pause or drain in force."""
 
     kind: str
@@ -521,7 +521,7 @@ class Hold(Part):
     reason: str = ""
 
 
-class QueueView(Part):
+class QueueView(Part, frozen=True, kw_only=True):
     """A queue and how many jobs of it are in each open state."""
 
     name: str
@@ -536,7 +536,7 @@ class QueueView(Part):
     hold: Hold | None = None
 
 
-class InstanceInfo(Part):
+class InstanceInfo(Part, frozen=True, kw_only=True):
     """A model loaded at an endpoint, with room for `slots` jobs at once."""
 
     instance_id: str
@@ -552,7 +552,7 @@ class InstanceInfo(Part):
     """Other names it answers to."""
 
 
-class CatalogModel(Part):
+class CatalogModel(Part, frozen=True, kw_only=True):
     """A model that an endpoint has on disk."""
 
     model: str
@@ -562,7 +562,7 @@ class CatalogModel(Part):
     variants: list[str] = []
 
 
-class HostLoad(Part):
+class HostLoad(Part, frozen=True, kw_only=True):
     """Load of the worker's machine; only where the endpoint is on it."""
 
     cpu_ratio: float = 0.0
@@ -570,7 +570,7 @@ class HostLoad(Part):
     memory_bytes: int = 0
 
 
-class Breaker(Part):
+class Breaker(Part, frozen=True, kw_only=True):
     """The endpoint keeps failing: nothing is sent there until it answers again."""
 
     since_ms: int
@@ -578,7 +578,7 @@ class Breaker(Part):
     probe_at_ms: int = 0
 
 
-class Capacity(Part):
+class Capacity(Part, frozen=True, kw_only=True):
     """What a worker can take now (report of a worker)."""
 
     instances: list[InstanceInfo] = []
@@ -593,7 +593,7 @@ class Capacity(Part):
     """What an operator should know about the endpoint, in sentences."""
 
 
-class WorkerView(Part):
+class WorkerView(Part, frozen=True, kw_only=True):
     """A worker as people see it."""
 
     name: str
@@ -615,7 +615,7 @@ class WorkerView(Part):
     hold: Hold | None = None
 
 
-class ModelView(Part):
+class ModelView(Part, frozen=True, kw_only=True):
     """A model and where it is."""
 
     model: str
@@ -627,46 +627,46 @@ class ModelView(Part):
     waiting: int = 0
 
 
-class ListQueues(Part):
+class ListQueues(Part, frozen=True, kw_only=True):
     """Ask for all queues."""
 
     request_id: int
 
 
-class Queues(Part):
+class Queues(Part, frozen=True, kw_only=True):
     request_id: int
     queues: list[QueueView]
 
 
-class ListWorkers(Part):
+class ListWorkers(Part, frozen=True, kw_only=True):
     """Ask for all workers, the lately gone too."""
 
     request_id: int
 
 
-class Workers(Part):
+class Workers(Part, frozen=True, kw_only=True):
     request_id: int
     workers: list[WorkerView]
 
 
-class ListModels(Part):
+class ListModels(Part, frozen=True, kw_only=True):
     """Ask for all models of all endpoints."""
 
     request_id: int
 
 
-class Models(Part):
+class Models(Part, frozen=True, kw_only=True):
     request_id: int
     models: list[ModelView]
 
 
-class Health(Part):
+class Health(Part, frozen=True, kw_only=True):
     """Ask how the broker is."""
 
     request_id: int
 
 
-class HealthReply(Part):
+class HealthReply(Part, frozen=True, kw_only=True):
     """The broker's own facts. Counts by open state; the rest since its start."""
 
     request_id: int
@@ -698,14 +698,14 @@ class HealthReply(Part):
     memory_bytes: int = 0
 
 
-class Backup(Part):
+class Backup(Part, frozen=True, kw_only=True):
     """Copy the journal, online, to a path on the broker's machine."""
 
     request_id: int
     path: str
 
 
-class BackupDone(Part):
+class BackupDone(Part, frozen=True, kw_only=True):
     request_id: int
     path: str
     copied_bytes: int
@@ -714,7 +714,7 @@ class BackupDone(Part):
 # --- worker ----------------------------------------------------------------------------------------------------------
 
 
-class Held(Part):
+class Held(Part, frozen=True, kw_only=True):
     """A lease that a worker still holds: running, or ended and not yet acknowledged."""
 
     job_id: bytes
@@ -723,7 +723,7 @@ class Held(Part):
     ended: bool = False
 
 
-class Enlist(Part):
+class Enlist(Part, frozen=True, kw_only=True):
     """First message of a worker, and again whenever the broker asks `who`."""
 
     request_id: int
@@ -746,7 +746,7 @@ class Enlist(Part):
     """The instance that ran here before and is surely dead: its leases may pass on at once."""
 
 
-class Enlisted(Part):
+class Enlisted(Part, frozen=True, kw_only=True):
     """The broker knows this worker now. Leases in `stop` are no longer its own."""
 
     request_id: int
@@ -759,7 +759,7 @@ class Enlisted(Part):
     stop: list[Held] = []
 
 
-class Lease(Part):
+class Lease(Part, frozen=True, kw_only=True):
     """The right to one attempt; its payload is the next `payload_bytes` of the body."""
 
     job_id: bytes
@@ -779,19 +779,19 @@ class Lease(Part):
     session: str = ""
 
 
-class Group(Part):
+class Group(Part, frozen=True, kw_only=True):
     """Leases that share one slot. The order of all leases in a message is the order of the body."""
 
     leases: list[Lease]
 
 
-class Work(Part):
+class Work(Part, frozen=True, kw_only=True):
     """New leases (to a worker)."""
 
     groups: list[Group]
 
 
-class Ended(Part):
+class Ended(Part, frozen=True, kw_only=True):
     """How a worker ended one lease; the result is the next `result_bytes` of the body.
 
     `outcome`: `complete`, `fail` (charged), `release` (no fault of the job), `crash` (the engine died under it),
@@ -816,32 +816,32 @@ class Ended(Part):
     engine_ms: int = 0
 
 
-class Results(Part):
+class Results(Part, frozen=True, kw_only=True):
     """Ended leases (report of a worker). It keeps them until `acked`."""
 
     ended: list[Ended]
 
 
-class LeaseRef(Part):
+class LeaseRef(Part, frozen=True, kw_only=True):
     job_id: bytes
     epoch: int
     attempt: int
 
 
-class Acked(Part):
+class Acked(Part, frozen=True, kw_only=True):
     """These ends are durable, or of a lease that had passed on: forget them."""
 
     leases: list[LeaseRef]
 
 
-class Stop(Part):
+class Stop(Part, frozen=True, kw_only=True):
     """End these leases: cancelled, timed out, or passed on. The worker says `stopped` for each."""
 
     leases: list[LeaseRef]
     reason: str = ""
 
 
-class PhaseReport(Part):
+class PhaseReport(Part, frozen=True, kw_only=True):
     """Latest value of one lease's progress."""
 
     job_id: bytes
@@ -854,37 +854,37 @@ class PhaseReport(Part):
     tokens_per_s: float = 0.0
 
 
-class Phases(Part):
+class Phases(Part, frozen=True, kw_only=True):
     """Progress of several leases (report of a worker, at most some a second)."""
 
     leases: list[PhaseReport]
 
 
-class TextReport(Part):
+class TextReport(Part, frozen=True, kw_only=True):
     """Text of several leases (report of a worker)."""
 
     texts: list[Text]
 
 
-class TextMark(Part):
+class TextMark(Part, frozen=True, kw_only=True):
     job_id: bytes
     attempt: int
     piece: int
 
 
-class TextDurable(Part):
+class TextDurable(Part, frozen=True, kw_only=True):
     """Pieces up to these are on disk: forget them."""
 
     marks: list[TextMark]
 
 
-class CapacityReport(Part):
+class CapacityReport(Part, frozen=True, kw_only=True):
     """What changed at the endpoint (report of a worker)."""
 
     capacity: Capacity
 
 
-class LoadModel(Part):
+class LoadModel(Part, frozen=True, kw_only=True):
     """Load a model (to a worker)."""
 
     command_id: int
@@ -892,14 +892,14 @@ class LoadModel(Part):
     context_tokens: int = 0
 
 
-class UnloadModel(Part):
+class UnloadModel(Part, frozen=True, kw_only=True):
     """Unload an instance (to a worker)."""
 
     command_id: int
     instance_id: str
 
 
-class LoadEnded(Part):
+class LoadEnded(Part, frozen=True, kw_only=True):
     """A load or unload is over (report of a worker). A `capacity` report came before it."""
 
     command_id: int
@@ -910,7 +910,7 @@ class LoadEnded(Part):
 # --- PUB -------------------------------------------------------------------------------------------------------------
 
 
-class Tick(Part):
+class Tick(Part, frozen=True, kw_only=True):
     """Topic `tick`, once a second."""
 
     wall_ms: int
@@ -919,14 +919,14 @@ class Tick(Part):
     cursor: int
 
 
-class QueueSize(Part):
+class QueueSize(Part, frozen=True, kw_only=True):
     """Topic `queue/NAME`, when its counts changed, at most some times a second."""
 
     name: str
     counts: dict[str, int]
 
 
-class WorkerState(Part):
+class WorkerState(Part, frozen=True, kw_only=True):
     """Topic `worker/NAME`, when it changed."""
 
     name: str
@@ -936,7 +936,7 @@ class WorkerState(Part):
     loading: str = ""
 
 
-class Progress(Part):
+class Progress(Part, frozen=True, kw_only=True):
     """Topic `job/` + channel in hex: where a job is. Names nobody and holds no text."""
 
     state: str

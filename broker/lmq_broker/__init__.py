@@ -1,0 +1,1 @@
+"""The broker: a deterministic core, a journal, and a shell of sockets and clocks around them."""

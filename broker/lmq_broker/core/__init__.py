@@ -1,0 +1,1 @@
+"""The deterministic machine. No sockets, files, threads, clock reads, global randomness or logging in here."""

@@ -1,0 +1,137 @@
+"""How a change is written down: records with their journal position, durable events, counts, and the image of a job."""
+
+import hashlib
+
+from lmq_broker.core.effects import Effect, Send
+from lmq_broker.core.records import JobChanged, Record, StoredJob
+from lmq_broker.core.state import BrokerState, Job, Queue
+from lmq_broker.core.stimuli import Now
+from lmq_proto.errors import ErrorInfo, Field, LimitReached, LmqError
+from lmq_proto.events import Event, Kind
+from lmq_proto.ids import PeerId
+from lmq_proto.messages import ErrorReply, ToPeer
+from lmq_proto.states import OPEN, State, may_move
+
+Out = list[Effect]
+"""The effects of the present step, in order."""
+
+_RATE_WINDOW_S = 30
+
+
+def put(state: BrokerState, out: Out, record: Record) -> None:
+    """Append a record; the first of a turn opens a new journal position, which all of the turn share."""
+    if not state.turn_has_records:
+        state.turn_has_records = True
+        state.position += 1
+    out.append(record)
+
+
+def tell(
+    state: BrokerState,
+    now: Now,
+    kind: Kind,
+    job: Job | None = None,
+    *,
+    queue: str = "",
+    worker: str = "",
+    model: str = "",
+    detail: dict[str, Field] | None = None,
+) -> None:
+    """Add a durable event to the turn; it is journaled, and pushed, when the turn ends."""
+    if not state.turn_has_records:
+        state.turn_has_records = True
+        state.position += 1
+    state.last_seq += 1
+    if job is None:
+        event = Event(
+            seq=state.last_seq, at_ms=now.wall_ms, kind=kind, queue=queue, worker=worker, model=model,
+            detail=detail or {},
+        )  # fmt: skip
+    else:
+        event = Event(
+            seq=state.last_seq, at_ms=now.wall_ms, kind=kind, job_id=job.id, user=job.user, queue=job.queue,
+            task_type=job.task_type, state=job.state, attempt=job.attempt, worker=worker, model=model,
+            labels=job.terms.labels, detail=detail or {},
+        )  # fmt: skip
+    state.turn_events.append(event)
+
+
+def reply(state: BrokerState, out: Out, peer: PeerId, message: ToPeer, body: bytes = b"") -> None:
+    """Answer a peer when all that the answer tells is on disk."""
+    out.append(Send(peer, message, body, state.position))
+
+
+def refuse(state: BrokerState, out: Out, peer: PeerId, request_id: int, error: LmqError) -> None:
+    """Answer a command with an error, and count it."""
+    out.append(
+        Send(peer, ErrorReply(request_id=request_id, error=refusal(state, error)), after=state.position)
+    )
+
+
+def refusal(state: BrokerState, error: LmqError) -> ErrorInfo:
+    """Count an error that is told to a peer and return its wire form."""
+    state.refused[error.code] = state.refused.get(error.code, 0) + 1
+    return error.info()
+
+
+def image(job: Job, *, finished_at_ms: int = 0, deletes_at_ms: int = 0, result_bytes: int = 0) -> StoredJob:
+    """Return what the journal keeps of a job."""
+    return StoredJob(
+        number=job.number, id=job.id, user=job.user, principal=job.principal, task_type=job.task_type,
+        queue=job.queue, priority=job.priority, state=job.state, order=job.order, created_at_ms=job.created_at_ms,
+        payload_bytes=job.payload_bytes, models=job.models, due_at_ms=job.due_at_ms,
+        expires_at_ms=job.expires_at_ms, started_at_ms=job.started_at_ms, finished_at_ms=finished_at_ms,
+        deletes_at_ms=deletes_at_ms, attempt=job.attempt, epoch=job.epoch, failures=job.failures, worker=job.worker,
+        model=job.model, result_bytes=result_bytes, terms=job.terms, past=job.past,
+    )  # fmt: skip
+
+
+def save(state: BrokerState, out: Out, job: Job) -> None:
+    """Append the present image of an open job."""
+    put(state, out, JobChanged(image(job)))
+
+
+def move(state: BrokerState, job: Job, target: State) -> None:
+    """Move an open job to another state and keep the counts."""
+    origin = job.state
+    assert may_move(origin, target), f"{origin} -> {target}"
+    queue = state.queues[job.queue]
+    queue.counts[origin] -= 1
+    if target in OPEN:
+        queue.counts[target] += 1
+    queue.changed = True
+    job.state = target
+
+
+def queue_named(state: BrokerState, name: str) -> Queue:
+    """Return the counts of a queue, made at its first job."""
+    queue = state.queues.get(name)
+    if queue is None:
+        queue = state.queues[name] = Queue(dict.fromkeys(OPEN, 0))
+    return queue
+
+
+def channel(state: BrokerState, job_id: bytes) -> bytes:
+    """Return the random topic of a job's progress: not to be guessed from its id, the same after a restart."""
+    return hashlib.blake2b(job_id, key=state.secret, digest_size=8).digest()
+
+
+def count_end(state: BrokerState, now: Now) -> None:
+    """Note that a job ended now, for `retry_after_s`."""
+    second = now.mono_ms // 1000
+    ends = state.ends_lately
+    if ends and ends[-1][0] == second:
+        ends[-1] = (second, ends[-1][1] + 1)
+        return
+    ends.append((second, 1))
+    while ends[0][0] < second - _RATE_WINDOW_S:
+        ends.popleft()
+
+
+def full(state: BrokerState, now: Now, limit: str, value: int, limit_value: int) -> LimitReached:
+    """Return the refusal for a full bound, with the time until as many jobs have ended as are over it."""
+    second = now.mono_ms // 1000
+    ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
+    over = max(1, value - limit_value + 1)
+    wait_s = over * _RATE_WINDOW_S / ended if ended else 10.0
+    return LimitReached(limit, value, limit_value, round(min(max(wait_s, 0.1), 600.0), 1))

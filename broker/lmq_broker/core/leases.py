@@ -1,0 +1,424 @@
+"""The life of a lease: granted, reported on, ended, stopped, lost, taken up again."""
+
+import heapq
+
+from lmq_broker.core import jobs, readers, workers
+from lmq_broker.core.chronicle import Out, channel, move, save, tell
+from lmq_broker.core.effects import Publish, Send, SendWork
+from lmq_broker.core.policies.base import Fleet, Load, Start, Unload, WakeAt
+from lmq_broker.core.settings import ENGINE_TASKS
+from lmq_broker.core.state import BrokerState, Instance, Job, Lease, LeaseKey, Session, Worker
+from lmq_broker.core.stimuli import Now
+from lmq_proto import bounds
+from lmq_proto.codec import cut
+from lmq_proto.errors import ErrorInfo
+from lmq_proto.events import Kind
+from lmq_proto.messages import (
+    Acked,
+    Ended,
+    Group,
+    LeaseRef,
+    Phases,
+    Progress,
+    Results,
+    Stop,
+    Work,
+)
+from lmq_proto.messages import Lease as LeaseMessage
+from lmq_proto.states import Phase, State
+
+_WORK_LEASES = 64
+"""Leases in one `work` message: enough to spread its cost, few enough for the worker to begin early."""
+_STORY_ENTRIES = 20
+_PROGRESS_EVERY_MS = 100
+
+# --- granted ---------------------------------------------------------------------------------------------------------
+
+
+def fleet(state: BrokerState) -> Fleet:
+    """Return what the policy may look at."""
+    return Fleet(state.workers, state.queue_holds, state.worker_holds, state.fleet_version)
+
+
+def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
+    """Do what the policy says until it has nothing more to say; return when to ask again at the latest."""
+    if state.stopping or state.disk.trouble:
+        return None
+    view = fleet(state)
+    granted: dict[str, list[Group]] = {}
+    bodies: dict[str, list[tuple[int, int]]] = {}
+    held: dict[str, bool] = {}
+    wake_ms: int | None = None
+    left = bounds.BATCH_JOBS
+    while left > 0:
+        decision = state.policy.decide(view, now)
+        if isinstance(decision, Start):
+            worker = decision.instance.worker
+            group = Group(leases=[_grant(state, out, job, decision.instance, now) for job in decision.group])
+            left -= len(decision.group)
+            granted.setdefault(worker.name, []).append(group)
+            bodies.setdefault(worker.name, []).extend(
+                (job.number, job.payload_bytes) for job in decision.group
+            )
+            if any(job.task_type not in ENGINE_TASKS for job in decision.group):
+                held[worker.name] = True
+        elif isinstance(decision, Load):
+            workers.load(state, out, decision.worker, decision.model)
+        elif isinstance(decision, Unload):
+            workers.unload(state, out, decision.worker, decision.instance)
+        else:
+            wake_ms = decision.mono_ms if isinstance(decision, WakeAt) else None
+            break
+    for name, groups in granted.items():
+        _send_work(state, out, state.workers[name], groups, bodies[name], held=held.get(name, False))
+    return now.mono_ms if left <= 0 else wake_ms
+
+
+def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now) -> LeaseMessage:
+    """Lease a ready job to an instance."""
+    worker = instance.worker
+    state.policy.started(job, instance)
+    move(state, job, State.LEASED)
+    job.attempt += 1
+    job.epoch = state.epoch
+    job.worker = worker.name
+    job.model = instance.model if instance.names else (job.models[0] if job.models else "")
+    if not job.started_at_ms:
+        job.started_at_ms = now.wall_ms
+    save(state, out, job)
+    timeout_ms = job.terms.timeout_ms
+    deadline_ms = now.mono_ms + timeout_ms + state.settings.timeout_slack_ms if timeout_ms else 0
+    lease = Lease(
+        job=job, epoch=state.epoch, attempt=job.attempt, worker=worker.name, instance_id=instance.id,
+        granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position,
+    )  # fmt: skip
+    job.lease = lease
+    worker.leases[job.id, lease.epoch, lease.attempt] = lease
+    instance.leased += 1
+    instance.alone = job.past.suspect
+    if deadline_ms:
+        heapq.heappush(state.deadlines, (deadline_ms, job.number, lease))
+    tell(state, now, Kind.STARTED, job, worker=worker.name, model=job.model)
+    return LeaseMessage(
+        job_id=job.id, epoch=lease.epoch, attempt=lease.attempt, task_type=job.task_type,
+        payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(job.models), timeout_ms=timeout_ms,
+        failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect, user=job.user,
+        labels=job.terms.labels, session=job.terms.session,
+    )  # fmt: skip
+
+
+def _send_work(
+    state: BrokerState,
+    out: Out,
+    worker: Worker,
+    groups: list[Group],
+    sizes: list[tuple[int, int]],
+    *,
+    held: bool,
+) -> None:
+    """Send leases to a worker in messages of bounded size; own tasks wait until their lease is on disk."""
+    assert worker.peer is not None
+    after = state.position if held else 0
+    batch: list[Group] = []
+    numbers: list[int] = []
+    total_bytes = 0
+    position = 0
+    for group in groups:
+        mine = sizes[position : position + len(group.leases)]
+        position += len(group.leases)
+        group_bytes = sum(size for _, size in mine)
+        if batch and (len(numbers) >= _WORK_LEASES or total_bytes + group_bytes > bounds.BODY_BYTES // 2):
+            out.append(SendWork(worker.peer, Work(groups=batch), numbers, after))
+            batch, numbers, total_bytes = [], [], 0
+        batch.append(group)
+        numbers.extend(number for number, _ in mine)
+        total_bytes += group_bytes
+    out.append(SendWork(worker.peer, Work(groups=batch), numbers, after))
+
+
+# --- reported on -----------------------------------------------------------------------------------------------------
+
+
+def phases(state: BrokerState, out: Out, session: Session, command: Phases, now: Now) -> None:
+    """Take in latest values of progress and pass them on, at most ten a second a job."""
+    for report in command.leases:
+        job = state.jobs.get(report.job_id)
+        lease = job.lease if job is not None else None
+        if job is None or lease is None or lease.attempt != report.attempt or lease.worker != session.worker:
+            continue
+        changed = lease.phase != report.phase
+        lease.phase = report.phase if report.phase in Phase.__members__.values() else lease.phase
+        lease.progress = min(max(report.progress, 0.0), 1.0)
+        lease.stage = report.stage[: bounds.REASON_CHARS]
+        lease.log = report.log[: bounds.REASON_CHARS]
+        if report.tokens > lease.tokens:
+            lease.tokens = report.tokens
+            state.policy.served(job, report.tokens)
+        lease.tokens_per_s = report.tokens_per_s
+        if changed or now.mono_ms - lease.published_ms >= _PROGRESS_EVERY_MS:
+            lease.published_ms = now.mono_ms
+            publish_progress(state, out, job)
+
+
+def publish_progress(state: BrokerState, out: Out, job: Job) -> None:
+    """Put where a job is on its channel."""
+    lease = job.lease
+    if lease is None:
+        message = Progress(state=job.state, attempt=job.attempt)
+    else:
+        message = Progress(
+            state=job.state, phase=lease.phase, progress=lease.progress, stage=lease.stage, tokens=lease.tokens,
+            tokens_per_s=lease.tokens_per_s, attempt=lease.attempt,
+        )  # fmt: skip
+    out.append(Publish("job/" + channel(state, job.id).hex(), message))
+
+
+# --- ended -----------------------------------------------------------------------------------------------------------
+
+
+def results(
+    state: BrokerState, out: Out, session: Session, worker: Worker, command: Results, body: bytes, now: Now
+) -> None:
+    """Take in the ends of leases; each is acknowledged when it is on disk, late ones of lost leases too."""
+    parts = cut(body, [ended.result_bytes for ended in command.ended])
+    acks = state.acks.setdefault(session.peer, [])
+    for ended, result in zip(command.ended, parts, strict=True):
+        key = (ended.job_id, ended.epoch, ended.attempt)
+        lease = worker.leases.get(key)
+        if lease is None:
+            state.stale_results += 1
+        else:
+            _end_lease(state, out, worker, lease, ended, result, now)
+        acks.append(key)
+
+
+def send_acks(state: BrokerState, out: Out) -> None:
+    """Acknowledge what this turn took in, once it is durable."""
+    for peer, keys in state.acks.items():
+        refs = [LeaseRef(job_id=job_id, epoch=epoch, attempt=attempt) for job_id, epoch, attempt in keys]
+        for start in range(0, len(refs), bounds.BATCH_JOBS):
+            out.append(
+                Send(peer, Acked(leases=refs[start : start + bounds.BATCH_JOBS]), after=state.position)
+            )
+    state.acks.clear()
+
+
+def _end_lease(
+    state: BrokerState, out: Out, worker: Worker, lease: Lease, ended: Ended, result: bytes, now: Now
+) -> None:
+    """Move the job as its worker says that the attempt went."""
+    job = lease.job
+    close(state, worker, lease, ended.engine_ms)
+    if lease.stopping:
+        return
+    if ended.model:
+        job.model = ended.model[: bounds.NAME_CHARS]
+    error = ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
+    if ended.outcome == "complete" and len(result) > state.settings.payload_bytes:
+        error = ErrorInfo(
+            "result_too_large", f"result of {len(result)} bytes, limit {state.settings.payload_bytes}"
+        )
+        fail(state, out, job, error, now, permanent=True)
+    elif ended.outcome == "complete":
+        jobs.end(state, out, job, State.DONE, now, result=result)
+    elif ended.outcome in ("release", "stopped"):
+        release(state, out, job, error, now, wait_ms=ended.retry_after_ms, alone=error.code == "kv_overflow")
+    elif ended.outcome == "crash" and ended.shared:
+        release(state, out, job, error, now, alone=True)
+    elif ended.outcome == "crash":
+        strike(state, out, job, error, now)
+    else:
+        fail(state, out, job, error, now, permanent=ended.permanent, wait_ms=ended.retry_after_ms)
+
+
+def close(state: BrokerState, worker: Worker | None, lease: Lease, engine_ms: int = 0) -> None:
+    """End a lease: free its slot and cut the ring between job and lease."""
+    job = lease.job
+    key = (job.id, lease.epoch, lease.attempt)
+    if worker is not None and worker.leases.pop(key, None) is not None:
+        instance = worker.instances.get(lease.instance_id)
+        if instance is not None:
+            instance.leased -= 1
+            if not instance.leased:
+                instance.alone = False
+    state.orphans.pop(key, None)
+    state.policy.ended(job, engine_ms)
+
+
+def fail(
+    state: BrokerState,
+    out: Out,
+    job: Job,
+    error: ErrorInfo,
+    now: Now,
+    *,
+    permanent: bool = False,
+    wait_ms: int = 0,
+) -> None:
+    """Charge a failure: another attempt after a backoff, or dead."""
+    job.failures += 1
+    told = ErrorInfo(error.code, error.message, error.retryable, error.fields | {"attempt": job.attempt})
+    job.past = jobs.changed_past(job.past, story=(*job.past.story, told)[-_STORY_ENTRIES:], releases=0)
+    is_last = permanent or job.failures >= job.terms.failures_max
+    tell(state, now, Kind.ATTEMPT_FAILED, job, worker=job.worker, model=job.model, detail={
+        "code": error.code, "error": error.message, "failures": job.failures, "failures_max": job.terms.failures_max,
+        "again": not is_last,
+    })  # fmt: skip
+    if is_last:
+        jobs.end(state, out, job, State.DEAD, now, error=error)
+        job.lease = None
+        return
+    settings = state.settings
+    ceiling = min(settings.backoff_cap_ms, settings.backoff_base_ms << min(job.failures - 1, 20))
+    backoff_ms = max(int(ceiling * state.random.random()), wait_ms, 1)
+    _leave_worker(state, out, job)
+    move(state, job, State.DELAYED)
+    job.order = jobs.next_order(state)
+    job.past = jobs.changed_past(job.past, backoff_ms=backoff_ms)
+    jobs.delay(state, job, backoff_ms, now)
+    save(state, out, job)
+
+
+def strike(state: BrokerState, out: Out, job: Job, error: ErrorInfo, now: Now) -> None:
+    """The engine or worker died under this job alone: a failure, and after the second one dead."""
+    strikes = job.past.strikes + 1
+    job.past = jobs.changed_past(job.past, strikes=strikes, suspect=True)
+    fail(state, out, job, error, now, permanent=strikes >= state.settings.strikes)
+
+
+def release(
+    state: BrokerState,
+    out: Out,
+    job: Job,
+    error: ErrorInfo,
+    now: Now,
+    *,
+    wait_ms: int = 0,
+    alone: bool = False,
+) -> None:
+    """The attempt ended through no fault of the job: ready again where it was, uncharged."""
+    releases = job.past.releases + 1
+    job.past = jobs.changed_past(job.past, releases=releases, suspect=job.past.suspect or alone)
+    tell(state, now, Kind.RELEASED, job, worker=job.worker, model=job.model,
+         detail={"code": error.code, "error": error.message, "suspect": job.past.suspect})  # fmt: skip
+    _leave_worker(state, out, job)
+    over = releases - state.settings.releases_free
+    if over > 0:
+        wait_ms = max(wait_ms, min(state.settings.release_backoff_cap_ms, 1000 << min(over - 1, 10)))
+    if wait_ms:
+        move(state, job, State.DELAYED)
+        job.past = jobs.changed_past(job.past, backoff_ms=wait_ms)
+        jobs.delay(state, job, wait_ms, now)
+        save(state, out, job)
+    else:
+        jobs.make_ready(state, out, job, now)
+
+
+def _leave_worker(state: BrokerState, out: Out, job: Job) -> None:
+    """Put the text of the attempt on disk and forget the lease."""
+    readers.store_text(state, out, job)
+    job.lease = None
+
+
+# --- stopped, lost, taken up -----------------------------------------------------------------------------------------
+
+
+def stop(state: BrokerState, out: Out, lease: Lease, reason: str) -> None:
+    """Tell the worker to end a lease that is over; the slot stays taken until it says so."""
+    lease.stopping = True
+    lease.phase = Phase.STOPPING
+    lease.job.lease = None
+    lease.text = None
+    worker = state.workers.get(lease.worker)
+    if worker is None or (lease.job.id, lease.epoch, lease.attempt) not in worker.leases:
+        close(state, worker, lease)
+    elif worker.peer is not None:
+        refs = [LeaseRef(job_id=lease.job.id, epoch=lease.epoch, attempt=lease.attempt)]
+        out.append(Send(worker.peer, Stop(leases=refs, reason=reason), after=state.position))
+
+
+def end_overdue(state: BrokerState, out: Out, now: Now) -> None:
+    """End attempts that are over their time and whose worker has not said so itself."""
+    while state.deadlines and state.deadlines[0][0] <= now.mono_ms:
+        _, _, lease = heapq.heappop(state.deadlines)
+        job = lease.job
+        if job.lease is lease and not lease.stopping:
+            seconds = job.terms.timeout_ms / 1000
+            error = ErrorInfo("attempt_timeout", f"no end after {seconds:g} s", True, {"timeout_s": seconds})
+            fail(state, out, job, error, now)
+            stop(state, out, lease, "timeout")
+
+
+def lose_all(
+    state: BrokerState, out: Out, worker: Worker, now: Now, error: ErrorInfo, *, crashed: bool
+) -> None:
+    """Pass on every lease of a worker that is gone.
+
+    If it crashed, what ran together is suspect and uncharged; what ran alone takes a strike.
+    """
+    running = [lease for lease in worker.leases.values() if not lease.stopping]
+    for lease in list(worker.leases.values()):
+        close(state, worker, lease)
+    for lease in running:
+        if crashed and len(running) == 1:
+            strike(state, out, lease.job, error, now)
+        else:
+            release(state, out, lease.job, error, now, alone=crashed)
+    for instance in worker.instances.values():
+        instance.leased = 0
+        instance.alone = False
+
+
+def give_back(state: BrokerState, out: Out, lease: Lease, reason: str, now: Now) -> None:
+    """Take a running lease away from its worker, uncharged (a pause with `now`)."""
+    release(state, out, lease.job, ErrorInfo("taken_back", reason), now)
+    stop(state, out, lease, reason)
+
+
+def take_up(state: BrokerState, worker: Worker, key: LeaseKey, now: Now) -> bool:
+    """Give a lease back to a worker that still holds it; False if it has passed on."""
+    lease = worker.leases.get(key)
+    if lease is not None:
+        return not lease.stopping
+    lease = state.orphans.get(key)
+    if lease is not None:
+        if lease.worker != worker.name:
+            return False
+        del state.orphans[key]
+        hold(state, worker, lease)
+        return True
+    job = state.jobs.get(key[0])
+    if job is None or job.state is not State.READY or (job.epoch, job.attempt) != key[1:]:
+        return False
+    if job.worker and job.worker != worker.name:
+        return False
+    state.policy.withdrawn(job)
+    move(state, job, State.LEASED)
+    lease = Lease(
+        job=job, epoch=key[1], attempt=key[2], worker=worker.name, instance_id="", granted_ms=now.mono_ms,
+        deadline_ms=0, position=state.position,
+    )  # fmt: skip
+    job.lease = lease
+    hold(state, worker, lease)
+    return True
+
+
+def hold(state: BrokerState, worker: Worker, lease: Lease) -> None:
+    """Count a lease at its worker."""
+    worker.leases[lease.job.id, lease.epoch, lease.attempt] = lease
+    instance = worker.instances.get(lease.instance_id)
+    if instance is not None:
+        instance.leased += 1
+        instance.alone = lease.job.past.suspect
+
+
+def end_recovery(state: BrokerState, out: Out, now: Now, worker: str | None = None) -> None:
+    """Pass on the leases that no worker took up after a restart: all of them, or those of one worker that is back."""
+    error = ErrorInfo(
+        "lease_lost", "the broker restarted and the worker did not take up the job", retryable=True
+    )
+    for key, lease in list(state.orphans.items()):
+        if worker is None or lease.worker == worker:
+            del state.orphans[key]
+            state.policy.ended(lease.job, 0)
+            release(state, out, lease.job, error, now)

@@ -1,0 +1,48 @@
+"""Names of models: which name a job used, which names an instance answers to, which are near. Pure text."""
+
+import difflib
+from collections.abc import Iterable
+
+from lmq_proto.messages import CatalogModel, InstanceInfo
+
+ANY = "*"
+
+
+def normal(name: str) -> str:
+    """Return a model name in lower case and without an instance number (`key:2` is `key`)."""
+    name = name.strip().lower()
+    head, colon, tail = name.rpartition(":")
+    return head if colon and tail.isdigit() else name
+
+
+def names_of(model: str, others: Iterable[str] = ()) -> frozenset[str]:
+    """Return every name a job may use for a model: with and without publisher, with and without variant."""
+    names = set()
+    for name in (normal(model), *(normal(other) for other in others)):
+        bare = name.partition("@")[0]
+        for form in (name, bare):
+            names.add(form)
+            names.add(form.rpartition("/")[2])
+    names.discard("")
+    return frozenset(names)
+
+
+def instance_names(info: InstanceInfo) -> frozenset[str]:
+    """Return the names of a loaded instance; empty for one that serves any model."""
+    if info.model == ANY:
+        return frozenset()
+    return names_of(info.model, (info.instance_id, *info.variants))
+
+
+def catalog_names(entry: CatalogModel) -> frozenset[str]:
+    """Return the names of a model on disk."""
+    return names_of(entry.model, entry.variants)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return the known names that look most like this one."""
+    wanted = normal(name)
+    by_form = {form: full for full in known for form in (normal(full), normal(full).rpartition("/")[2])}
+    found = difflib.get_close_matches(wanted, by_form, n=count * 2, cutoff=0.4)
+    found += [form for form in by_form if wanted and (wanted in form or form in wanted)]
+    return list(dict.fromkeys(by_form[form] for form in found))[:count]

@@ -1,0 +1,78 @@
+"""What a scheduling policy is told and asked. A policy owns only its own ledger and never moves a job; the core does."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from lmq_broker.core.state import Instance, Job, Worker
+    from lmq_broker.core.stimuli import Now
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Run these ready jobs together in one slot of this instance."""
+
+    group: "tuple[Job, ...]"
+    instance: "Instance"
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Have this worker load this model of its catalog."""
+
+    worker: "Worker"
+    model: str
+
+
+class Unload(msgspec.Struct, frozen=True):
+    """Have this worker unload this instance, which lmq loaded and nothing runs on."""
+
+    worker: "Worker"
+    instance: "Instance"
+
+
+class WakeAt(msgspec.Struct, frozen=True):
+    """Nothing now; ask again at this monotonic time at the latest."""
+
+    mono_ms: int
+
+
+Decision = Start | Load | Unload | WakeAt
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """What a policy may look at: the workers that can take jobs now, and what is held."""
+
+    workers: "Mapping[str, Worker]"
+    held_queues: Mapping[str, object]
+    held_workers: Mapping[str, object]
+    version: int
+    """Another number whenever who can run what has changed."""
+
+
+class Policy(Protocol):
+    """Decides whose job runs next. All calls are made by the core, in the order things happen."""
+
+    def queued(self, job: "Job", now: "Now") -> None:
+        """A job became ready."""
+
+    def withdrawn(self, job: "Job") -> None:
+        """A ready job is no longer to be started: cancelled, expired, changed, or given back to its worker."""
+
+    def started(self, job: "Job", instance: "Instance") -> None:
+        """A ready job was leased, as `decide` said."""
+
+    def served(self, job: "Job", tokens: int) -> None:
+        """A leased job has received this many output tokens so far."""
+
+    def ended(self, job: "Job", engine_ms: int) -> None:
+        """A lease of this job is over, for whatever reason; `engine_ms` of work were done in it."""
+
+    def decide(self, fleet: Fleet, now: "Now") -> Decision | None:
+        """Say what to do now; asked again until it says None or WakeAt. Must not change anything."""
+
+    def ahead(self, job: "Job", fleet: Fleet) -> int:
+        """Return how many ready jobs would start before this ready one if nothing else came."""
+
+    def waiting_for(self, model: str) -> int:
+        """Return how many ready jobs name this model (normal form)."""

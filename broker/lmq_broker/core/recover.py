@@ -1,0 +1,146 @@
+"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, known models."""
+
+from collections.abc import Iterable
+from random import Random
+
+import msgspec
+
+from lmq_broker.core import jobs
+from lmq_broker.core.chronicle import Out, put, tell
+from lmq_broker.core.effects import Effect
+from lmq_broker.core.holds import HOLD
+from lmq_broker.core.policies import POLICIES
+from lmq_broker.core.records import MetaSet, StoredJob
+from lmq_broker.core.settings import Settings
+from lmq_broker.core.state import BrokerState, Job, Key, Lease, TextLog
+from lmq_broker.core.stimuli import Now
+from lmq_broker.core.workers import KNOWN_MODELS
+from lmq_proto.events import Kind
+from lmq_proto.ids import JobId, WorkerName
+from lmq_proto.messages import Hold
+from lmq_proto.states import State
+
+EPOCH = "epoch"
+BROKER_ID = "broker_id"
+SECRET = "secret"
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A final job as far as the core remembers it."""
+
+    id: bytes
+    number: int
+    user: str
+    key: str
+
+
+class StoredKey(msgspec.Struct, frozen=True):
+    """An idempotency key in force; `until_ms` is set once its job is deleted."""
+
+    user: str
+    key: str
+    job_id: bytes
+    digest: bytes
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """All that a journal holds for a broker that starts."""
+
+    meta: dict[str, bytes]
+    open_jobs: Iterable[StoredJob]
+    finished: Iterable[tuple[bytes, int]]
+    keys: Iterable[StoredKey]
+    tombstones: Iterable[tuple[bytes, int]]
+    stored_text: dict[int, tuple[int, int]]
+    """Number of a leased job -> (attempt, last piece on disk)."""
+    last_number: int
+    last_order: int
+    last_seq: int
+    oldest_cursor: int
+    last_event_ms: int
+
+
+def recover(
+    memory: Memory,
+    settings: Settings,
+    now: Now,
+    *,
+    software: str,
+    seed: int,
+    fresh_id: bytes,
+    fresh_secret: bytes,
+) -> tuple[BrokerState, list[Effect]]:
+    """Return the state that a journal stands for, and the records of the new epoch, which must be durable first."""
+    meta = memory.meta
+    state = BrokerState(
+        settings=settings,
+        broker_id=meta.get(BROKER_ID, fresh_id),
+        epoch=int(meta.get(EPOCH, b"0")) + 1,
+        software=software,
+        secret=meta.get(SECRET, fresh_secret),
+        random=Random(seed),
+        policy=POLICIES[settings.policy](settings),
+        started_ms=now.mono_ms,
+        started_at_ms=now.wall_ms,
+        last_number=memory.last_number,
+        last_order=memory.last_order,
+        last_seq=memory.last_seq,
+        oldest_cursor=memory.oldest_cursor,
+        next_tick_ms=now.mono_ms,
+        next_retention_ms=now.mono_ms + settings.retention_every_ms,
+        wall_offset_ms=now.wall_ms - now.mono_ms,
+    )
+    out: Out = []
+    put(state, out, MetaSet(BROKER_ID, state.broker_id))
+    put(state, out, MetaSet(SECRET, state.secret))
+    put(state, out, MetaSet(EPOCH, str(state.epoch).encode()))
+    for name, value in meta.items():
+        if name.startswith(HOLD):
+            noun, _, what = name.removeprefix(HOLD).partition("/")
+            held = msgspec.msgpack.decode(value, type=Hold)
+            (state.queue_holds if noun == "queue" else state.worker_holds)[what] = held
+        elif name.startswith(KNOWN_MODELS):
+            state.known_models[name.removeprefix(KNOWN_MODELS)] = value.decode().split("\n")
+    state.finished.update(memory.finished)
+    state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
+    for stored in memory.open_jobs:
+        _reopen(state, stored, memory, now)
+    for key in memory.keys:
+        state.keys[key.user, key.key] = Key(JobId(key.job_id), key.digest)
+        if key.job_id not in state.jobs:
+            state.keys_of_finished[key.job_id] = (key.user, key.key)
+    if state.orphans:
+        state.recovery_until_ms = now.mono_ms + settings.recovery_ms
+    if memory.last_event_ms > now.wall_ms + settings.clock_jump_ms:
+        behind_s = (memory.last_event_ms - now.wall_ms) / 1000
+        state.clock_trouble = f"the wall clock is {behind_s:.0f} s behind the journal"
+        state.clock_held_until_ms = now.mono_ms + max(
+            settings.clock_hold_ms, memory.last_event_ms - now.wall_ms
+        )
+    tell(state, now, Kind.BROKER_STARTED, detail={"epoch": state.epoch, "software": software})
+    return state, out
+
+
+def _reopen(state: BrokerState, stored: StoredJob, memory: Memory, now: Now) -> None:
+    """Bring an open job back; a leased one waits for its worker to take it up."""
+    job = jobs.from_stored(stored)
+    intern = state.names.setdefault
+    job.queue, job.task_type = intern(job.queue, job.queue), intern(job.task_type, job.task_type)
+    job.user = type(job.user)(intern(job.user, job.user))
+    state.jobs[job.id] = job
+    jobs.admit(state, job, now)
+    if job.state is State.LEASED:
+        job.lease = _lease_in_doubt(state, job, memory, now)
+
+
+def _lease_in_doubt(state: BrokerState, job: Job, memory: Memory, now: Now) -> Lease:
+    """Return the lease that the journal names, until a worker takes it up or nobody does."""
+    lease = Lease(
+        job=job, epoch=job.epoch, attempt=job.attempt, worker=WorkerName(job.worker), instance_id="",
+        granted_ms=now.mono_ms, deadline_ms=0, position=0,
+    )  # fmt: skip
+    attempt, last = memory.stored_text.get(job.number, (0, 0))
+    if attempt == job.attempt:
+        lease.text = TextLog(first=last + 1, stored=last)
+    state.orphans[job.id, job.epoch, job.attempt] = lease
+    return lease

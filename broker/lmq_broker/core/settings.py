@@ -1,0 +1,84 @@
+"""What the core is told at its start: bounds and defaults, each with its unit. Reading files and environment is not here."""
+
+import msgspec
+
+from lmq_proto import bounds
+
+ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
+"""Task types with no side effects: their dispatch need not wait for the disk."""
+
+EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
+
+
+class TaskDefaults(msgspec.Struct, frozen=True):
+    """What a job gets where its submitter says nothing."""
+
+    queue: str = "default"
+    priority: int = 5
+    failures: int = 3
+    timeout_ms: int = 600_000
+    keep_ms: int = 7 * bounds.DAY_MS
+
+
+TASK_DEFAULTS: dict[str, TaskDefaults] = {
+    "chat": TaskDefaults(priority=5, failures=3, timeout_ms=600_000),
+    "complete": TaskDefaults(priority=5, failures=3, timeout_ms=600_000),
+    "embed": TaskDefaults(priority=6, failures=3, timeout_ms=60_000),
+    "bulk_embed": TaskDefaults(priority=2, failures=1, timeout_ms=3_600_000),
+    "workflow": TaskDefaults(priority=4, failures=2, timeout_ms=600_000),
+}
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Every bound of the core has a name and a number."""
+
+    policy: str = "strict"
+    task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
+    open_role: str = "admin"
+    """Open mode: the role of local peers."""
+
+    payload_bytes: int = bounds.PAYLOAD_BYTES
+    jobs_open: int = 2_000_000
+    jobs_open_per_user: int = 1_000_000
+    jobs_kept: int = 1_000_000
+    """Final jobs kept; the oldest go first beyond it."""
+    tombstones: int = 200_000
+    tombstone_ms: int = 7 * bounds.DAY_MS
+    sessions: int = 20_000
+    follows: int = bounds.FOLLOWS
+    events_in_memory: int = 20_000
+    events_per_push: int = 500
+    text_memory_bytes: int = 1024 * 1024
+    """Text of one running attempt held in memory; older pieces are read from the journal."""
+    text_readers: int = 100_000
+
+    text_flush_ms: int = 1000
+    text_flush_bytes: int = 16 * 1024
+
+    heartbeat_ms: int = 1000
+    client_heartbeat_ms: int = 2000
+    silent_ms: int = 15_000
+    """Connected but silent for this long: the session is dead."""
+    gone_ms: int = 3000
+    """The connection is gone for this long: a worker's leases pass on."""
+    recovery_ms: int = 15_000
+    """After a restart of the broker, workers may take up their leases for this long."""
+
+    backoff_base_ms: int = 1000
+    backoff_cap_ms: int = 60_000
+    release_backoff_cap_ms: int = 30_000
+    releases_free: int = 3
+    """Uncharged releases in a row that are ready again at once; further ones wait a little."""
+    strikes: int = 2
+    timeout_slack_ms: int = 10_000
+    """How much later than the worker the broker ends an attempt that is over its time."""
+    swap_after_ms: int = 30_000
+    """A job that waited this long for its model makes an endpoint drain and load it."""
+    load_retry_ms: int = 30_000
+    """How long a model is not tried again where its load failed."""
+
+    clock_jump_ms: int = 5000
+    clock_hold_ms: int = 600_000
+    """How long expiry and retention are held after the wall clock jumped."""
+    retention_step: int = 500
+    retention_every_ms: int = 5000

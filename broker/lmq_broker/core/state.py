@@ -1,0 +1,354 @@
+"""The broker's whole state: data holders, no behaviour.
+
+`msgspec.Struct` is used for its small, fast objects. A running job and its lease name each other; `leases.close` cuts
+that ring, because the broker runs without the cyclic garbage collector.
+"""
+
+from collections import deque
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lmq_broker.core.records import Past, Terms
+from lmq_broker.core.settings import Settings
+from lmq_broker.core.stimuli import HostFacts
+from lmq_proto.errors import ErrorInfo
+from lmq_proto.events import Event
+from lmq_proto.ids import InstanceId, JobId, PeerId, UserName, WorkerName
+from lmq_proto.messages import Capacity, EventFilter, Hold, Piece
+from lmq_proto.states import State
+
+if TYPE_CHECKING:
+    from lmq_broker.core.policies.base import Policy
+
+
+class Job(msgspec.Struct, gc=False):
+    """An open job. Its payload is not here: the shell keeps it, or the journal."""
+
+    number: int
+    """Order of arrival, never reused."""
+    id: JobId
+    user: UserName
+    principal: str
+    task_type: str
+    queue: str
+    priority: int
+    state: State
+    order: int
+    """Place among its equals: its number, or a newer one after a charged retry."""
+    created_at_ms: int
+    payload_bytes: int
+    models: tuple[str, ...]
+    terms: Terms
+    past: Past
+    due_at_ms: int = 0
+    """Wall time before which it does not start, as its submitter wished."""
+    expires_at_ms: int = 0
+    started_at_ms: int = 0
+    attempt: int = 0
+    epoch: int = 0
+    """Of the last lease."""
+    failures: int = 0
+    worker: str = ""
+    model: str = ""
+    lease: "Lease | None" = None
+    ready_since_ms: int = 0
+    """Monotonic."""
+    backoff_until_ms: int = 0
+    """Monotonic; 0: none."""
+
+
+class Lease(msgspec.Struct):
+    """The right of a worker to one attempt."""
+
+    job: Job
+    epoch: int
+    attempt: int
+    worker: WorkerName
+    instance_id: str
+    granted_ms: int
+    """Monotonic."""
+    deadline_ms: int
+    """Monotonic; the broker's own end of the attempt's time, later than the worker's; 0: none."""
+    position: int
+    """Journal position of its record: text of it is pushed to readers from there on."""
+    stopping: bool = False
+    """The job has passed on or ended; the slot is taken until the worker says that it stopped."""
+    phase: str = "sent"
+    progress: float = 0.0
+    stage: str = ""
+    log: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    published_ms: int = 0
+    text: "TextLog | None" = None
+
+
+class TextLog(msgspec.Struct):
+    """The text of a running attempt: pieces `first` .. in memory, older ones in the journal only."""
+
+    first: int = 1
+    pieces: list[Piece] = msgspec.field(default_factory=list)
+    held_bytes: int = 0
+    stored: int = 0
+    """Last piece that has a journal record."""
+    unstored_bytes: int = 0
+    unstored_since_ms: int = 0
+
+    @property
+    def last(self) -> int:
+        """Number of the newest piece; `first` - 1 if there is none."""
+        return self.first + len(self.pieces) - 1
+
+
+LeaseKey = tuple[bytes, int, int]
+"""(job id, epoch, attempt)."""
+
+
+class Instance(msgspec.Struct):
+    """A model loaded at a worker's endpoint, with room for `slots` jobs."""
+
+    worker: "Worker"
+    id: str
+    names: frozenset[str]
+    """Every name it answers to, as `models.names_of` gives them; empty: any model."""
+    kind: str
+    slots: int
+    ours: bool
+    model: str
+    leased: int = 0
+    alone: bool = False
+    """A suspect runs here: nothing else may start."""
+
+
+class Worker(msgspec.Struct):
+    """A worker, connected or lately gone."""
+
+    name: WorkerName
+    instance: InstanceId
+    endpoint: str
+    backend: str
+    host: str
+    pid: int
+    software: str
+    protocol: int
+    queues: frozenset[str]
+    """Empty: all."""
+    task_types: frozenset[str]
+    capacity: Capacity
+    connected_ms: int
+    """Monotonic."""
+    heard_ms: int
+    peer: PeerId | None
+    """None: not connected."""
+    gone_ms: int = 0
+    """Monotonic time at which the connection was found gone; 0: it is there."""
+    instances: dict[str, Instance] = msgspec.field(default_factory=dict)
+    leases: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    loading: str = ""
+    """Model or instance that a `load` or `unload` is under way for."""
+    command_id: int = 0
+    refused_loads: dict[str, int] = msgspec.field(default_factory=dict)
+    """Model -> monotonic time from which it may be tried again."""
+    memory_full: bool = False
+    """The last load failed for want of memory."""
+    says_full_until_ms: int = 0
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who sends: the owner of the key or account, the user it acts for, and its role."""
+
+    principal: str
+    user: str
+    role: str
+
+
+class Session(msgspec.Struct):
+    """A connection that has said hello or enlisted."""
+
+    peer: PeerId
+    instance: InstanceId
+    who: Identity
+    software: str
+    protocol: int
+    heard_ms: int
+    sent_ms: int
+    gone_ms: int = 0
+    worker: WorkerName | None = None
+    results_credit_bytes: int = 0
+    follows: set[bytes] = msgspec.field(default_factory=set)
+    undelivered: deque[bytes] = msgspec.field(default_factory=deque)
+    """Followed jobs that ended while there was no credit."""
+    fetching: bool = False
+    """A `ReadEnds` is under way."""
+    subscriptions: dict[int, "Subscription"] = msgspec.field(default_factory=dict)
+    readers: dict[bytes, "TextReader"] = msgspec.field(default_factory=dict)
+
+
+class Subscription(msgspec.Struct):
+    """A reader of durable events."""
+
+    id: int
+    cursor: int
+    """The last event looked at."""
+    told: int
+    """The last cursor that the reader was told."""
+    credit: int
+    match: EventFilter
+    only_user: str
+    """Events of this user only; empty: all."""
+    fetching: bool = False
+
+
+class TextReader(msgspec.Struct):
+    """A reader of one job's text."""
+
+    peer: PeerId
+    job_id: JobId
+    attempt: int
+    piece: int
+    """The last piece it was sent."""
+    credit_bytes: int
+    fetching: bool = False
+
+
+class Key(msgspec.Struct, frozen=True, gc=False):
+    """What an idempotency key stands for."""
+
+    job_id: JobId
+    digest: bytes
+
+
+class Queue(msgspec.Struct):
+    """Counts of open jobs of one queue."""
+
+    counts: dict[State, int]
+    changed: bool = True
+    published_ms: int = 0
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """What is wrong with the journal's disk; `trouble` empty: nothing."""
+
+    trouble: str = ""
+    free_bytes: int = 0
+    floor_bytes: int = 0
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    """A job's end with its result, on its way to a follower."""
+
+    job_id: JobId
+    state: str
+    attempt: int
+    failures: int
+    result: bytes
+    error: ErrorInfo | None
+    story: tuple[ErrorInfo, ...]
+    worker: str
+    model: str
+    queued_ms: int
+    leased_ms: int
+
+
+class BrokerState(msgspec.Struct):
+    """Everything the broker knows."""
+
+    settings: Settings
+    broker_id: bytes
+    epoch: int
+    software: str
+    secret: bytes
+    """Makes the channel ids of jobs; random, kept in the journal."""
+    random: Random
+    """The only source of chance: seeded, so that a run can be repeated."""
+    policy: "Policy"
+    started_ms: int
+    started_at_ms: int
+
+    # jobs
+    jobs: dict[bytes, Job] = msgspec.field(default_factory=dict)
+    finished: dict[bytes, int] = msgspec.field(default_factory=dict)
+    """Final jobs that are kept: id -> number, in the order they ended."""
+    tombstones: dict[bytes, int] = msgspec.field(default_factory=dict)
+    """Deleted jobs: id -> wall time until which the id is remembered."""
+    keys: dict[tuple[str, str], Key] = msgspec.field(default_factory=dict)
+    keys_of_finished: dict[bytes, tuple[str, str]] = msgspec.field(default_factory=dict)
+    last_number: int = 0
+    last_order: int = 0
+    queues: dict[str, Queue] = msgspec.field(default_factory=dict)
+    users_open: dict[str, int] = msgspec.field(default_factory=dict)
+    plain_terms: dict[str, Terms] = msgspec.field(default_factory=dict)
+    """Terms of jobs that asked for nothing special, by task type."""
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """One string object a name, for memory."""
+
+    # time
+    due: list[tuple[int, int, Job]] = msgspec.field(default_factory=list)
+    """Heap by wall time: delayed jobs."""
+    backoffs: list[tuple[int, int, Job]] = msgspec.field(default_factory=list)
+    """Heap by monotonic time: failed jobs."""
+    expiries: list[tuple[int, int, Job]] = msgspec.field(default_factory=list)
+    """Heap by wall time: jobs that must have started by then."""
+    deadlines: list[tuple[int, int, Lease]] = msgspec.field(default_factory=list)
+    """Heap by monotonic time: attempts."""
+    next_tick_ms: int = 0
+    next_retention_ms: int = 0
+    retention_reading: bool = False
+    wall_offset_ms: int = 0
+    """wall - mono as last seen; a change is a jump of the wall clock."""
+    clock_trouble: str = ""
+    clock_held_until_ms: int = 0
+
+    # workers
+    workers: dict[str, Worker] = msgspec.field(default_factory=dict)
+    orphans: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    """Leases that the journal names and no worker has claimed since the start."""
+    recovery_until_ms: int = 0
+    fleet_version: int = 0
+    """Grows with every change of who can run what."""
+    known_models: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    """Worker -> every model name it ever announced."""
+    last_command: int = 0
+
+    # peers
+    sessions: dict[bytes, Session] = msgspec.field(default_factory=dict)
+    peers: dict[bytes, PeerId] = msgspec.field(default_factory=dict)
+    """Instance of a client or worker -> its connection."""
+    followers: dict[bytes, list[PeerId]] = msgspec.field(default_factory=dict)
+    text_readers: dict[bytes, list[TextReader]] = msgspec.field(default_factory=dict)
+
+    # holds: noun -> name -> hold
+    queue_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
+    worker_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
+
+    # journal and events
+    position: int = 0
+    turn_has_records: bool = False
+    last_seq: int = 0
+    events: list[Event] = msgspec.field(default_factory=list)
+    """The latest events, oldest first."""
+    oldest_cursor: int = 0
+    """Events after this are kept, here or in the journal."""
+    subscribers: dict[bytes, None] = msgspec.field(default_factory=dict)
+    """Peers with event subscriptions."""
+    turn_events: list[Event] = msgspec.field(default_factory=list)
+    disk: Disk = Disk()
+    host: HostFacts = HostFacts()
+    stopping: bool = False
+
+    # work of the turn
+    fresh_text: dict[bytes, None] = msgspec.field(default_factory=dict)
+    fresh_ends: dict[PeerId, list[End]] = msgspec.field(default_factory=dict)
+    acks: dict[PeerId, list[LeaseKey]] = msgspec.field(default_factory=dict)
+    awake: list[TextReader] = msgspec.field(default_factory=list)
+    """Text readers that came, or were given credit, this turn."""
+    unstored_text: dict[bytes, None] = msgspec.field(default_factory=dict)
+
+    # counters since the start
+    ended: dict[str, int] = msgspec.field(default_factory=dict)
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    stale_results: int = 0
+    ends_lately: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
+    """(monotonic second, jobs ended in it), the last 30 of them."""

@@ -1,0 +1,501 @@
+"""What people are shown: jobs, queues, workers, models, the broker's health, and why a job waits."""
+
+from lmq_broker.core import leases, models, workers
+from lmq_broker.core.chronicle import Out, channel, refuse, reply
+from lmq_broker.core.effects import Publish, Read
+from lmq_broker.core.reads import (
+    Context,
+    CopyJournal,
+    CopyReply,
+    JobsReply,
+    ListReply,
+    PayloadReply,
+    ReadJobs,
+    ReadList,
+    ReadPayload,
+)
+from lmq_broker.core.records import StoredJob
+from lmq_broker.core.rights import SEES_ALL, may_act_for
+from lmq_broker.core.state import BrokerState, Job, Session, Worker
+from lmq_broker.core.stimuli import Now
+from lmq_proto import bounds
+from lmq_proto.errors import BackupFailed, BadField, NotFound
+from lmq_proto.ids import short
+from lmq_proto.messages import (
+    Backup,
+    BackupDone,
+    GetPayload,
+    Health,
+    HealthReply,
+    Hold,
+    JobView,
+    Listed,
+    ListJobs,
+    ListModels,
+    ListQueues,
+    ListWorkers,
+    Models,
+    ModelView,
+    Payload,
+    Queues,
+    QueueSize,
+    QueueView,
+    Reason,
+    Status,
+    Statuses,
+    Tick,
+    Why,
+    WhyReply,
+    Workers,
+    WorkerView,
+)
+from lmq_proto.states import OPEN, State
+
+_QUEUE_EVERY_MS = 250
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def _may_see(session: Session, user: str) -> bool:
+    who = session.who
+    return who.role in SEES_ALL or may_act_for(who.principal, who.role, who.user, user)
+
+
+def of_job(state: BrokerState, job: Job) -> JobView:
+    """Return an open job as people see it."""
+    lease = job.lease
+    return JobView(
+        id=job.id, number=job.number, user=job.user, principal=job.principal, task_type=job.task_type,
+        queue=job.queue, priority=job.priority, state=job.state, created_at_ms=job.created_at_ms,
+        phase="" if lease is None else lease.phase, progress=0.0 if lease is None else lease.progress,
+        stage="" if lease is None else lease.stage, log="" if lease is None else lease.log,
+        tokens=0 if lease is None else lease.tokens, tokens_per_s=0.0 if lease is None else lease.tokens_per_s,
+        models=list(job.models), model=job.model if lease is not None else "",
+        worker=job.worker if lease is not None else "", attempt=job.attempt, failures=job.failures,
+        failures_max=job.terms.failures_max, suspect=job.past.suspect,
+        ahead=state.policy.ahead(job, leases.fleet(state)) if job.state is State.READY else None,
+        due_at_ms=job.due_at_ms if job.state is State.DELAYED else 0, expires_at_ms=job.expires_at_ms,
+        started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
+        labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
+        story=list(job.past.story),
+    )  # fmt: skip
+
+
+def of_stored(state: BrokerState, job: StoredJob) -> JobView:
+    """Return a final job as people see it."""
+    return JobView(
+        id=job.id, number=job.number, user=job.user, principal=job.principal, task_type=job.task_type,
+        queue=job.queue, priority=job.priority, state=job.state, created_at_ms=job.created_at_ms,
+        models=list(job.models), model=job.model, worker=job.worker, attempt=job.attempt, failures=job.failures,
+        failures_max=job.terms.failures_max, suspect=job.past.suspect, expires_at_ms=job.expires_at_ms,
+        started_at_ms=job.started_at_ms, finished_at_ms=job.finished_at_ms, deletes_at_ms=job.deletes_at_ms,
+        timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes, result_bytes=job.result_bytes,
+        labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
+        error=job.past.error, story=list(job.past.story),
+    )  # fmt: skip
+
+
+def status(state: BrokerState, out: Out, session: Session, command: Status) -> None:
+    """Answer with jobs by id; those that have ended are read first."""
+    if len(command.job_ids) > bounds.BATCH_JOBS:
+        error = BadField("job_ids", len(command.job_ids), f"at most {bounds.BATCH_JOBS}")
+        refuse(state, out, session.peer, command.request_id, error)
+        return
+    ended = [job_id for job_id in command.job_ids if job_id in state.finished]
+    if ended:
+        out.append(Read(ReadJobs(Context(session.peer, command), ended), state.position))
+    else:
+        status_loaded(state, out, session, command, JobsReply([]))
+
+
+def status_loaded(state: BrokerState, out: Out, session: Session, command: Status, answer: JobsReply) -> None:
+    """Answer a status with what was read and what is open."""
+    stored = {job.id: job for job in answer.jobs}
+    found = []
+    missing = []
+    for job_id in command.job_ids:
+        job = state.jobs.get(job_id)
+        past = stored.get(job_id)
+        if job is not None and _may_see(session, job.user):
+            found.append(of_job(state, job))
+        elif job is None and past is not None and _may_see(session, past.user):
+            found.append(of_stored(state, past))
+        else:
+            missing.append(job_id)
+    reply(state, out, session.peer, Statuses(request_id=command.request_id, jobs=found, missing=missing))
+
+
+def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs) -> None:
+    """Have a page of jobs read."""
+    if not 1 <= command.limit <= bounds.PAGE_JOBS:
+        error = BadField("limit", command.limit, f"1 to {bounds.PAGE_JOBS}")
+        refuse(state, out, session.peer, command.request_id, error)
+        return
+    unknown = [each for each in command.match.states if each not in State.__members__.values()]
+    if unknown:
+        error = BadField("states", unknown[0], ", ".join(State))
+        refuse(state, out, session.peer, command.request_id, error)
+        return
+    only = "" if session.who.role in SEES_ALL else session.who.user
+    context = Context(session.peer, command)
+    request = ReadList(context, command.match, only, command.after, command.limit, command.oldest_first)
+    out.append(Read(request, state.position))
+
+
+def listed(state: BrokerState, out: Out, session: Session, command: ListJobs, answer: ListReply) -> None:
+    """Answer a list; what is open is shown as it is now."""
+    views = [
+        of_job(state, state.jobs[job.id]) if job.id in state.jobs else of_stored(state, job)
+        for job in answer.jobs
+    ]
+    reply(state, out, session.peer, Listed(request_id=command.request_id, jobs=views, more=answer.more))
+
+
+def get_payload(state: BrokerState, out: Out, session: Session, command: GetPayload) -> None:
+    """Have a payload read."""
+    out.append(Read(ReadPayload(Context(session.peer, command), command.job_id), state.position))
+
+
+def payload_loaded(
+    state: BrokerState, out: Out, session: Session, command: GetPayload, answer: PayloadReply
+) -> None:
+    """Answer with a payload, to whom it may concern."""
+    who = session.who
+    if answer.job is None or not may_act_for(who.principal, who.role, who.user, answer.job.user):
+        refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
+        return
+    job = state.jobs.get(command.job_id)
+    view = of_stored(state, answer.job) if job is None else of_job(state, job)
+    reply(state, out, session.peer, Payload(request_id=command.request_id, job=view), answer.payload)
+
+
+# --- nouns -----------------------------------------------------------------------------------------------------------
+
+
+def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
+    """Answer with all queues."""
+    oldest: dict[str, int] = {}
+    names = {
+        *state.queues,
+        *state.queue_holds,
+        *(each.queue for each in state.settings.task_defaults.values()),
+    }
+    for worker in state.workers.values():
+        names |= worker.queues
+    for job in state.jobs.values():
+        if job.state is State.READY and job.queue not in oldest:
+            oldest[job.queue] = now.mono_ms - job.ready_since_ms
+            if len(oldest) == len(state.queues):
+                break
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    reply(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+
+
+def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
+    queue = state.queues.get(name)
+    counts = queue.counts if queue is not None else {}
+    return QueueView(
+        name=name, delayed=counts.get(State.DELAYED, 0), blocked=counts.get(State.BLOCKED, 0),
+        ready=counts.get(State.READY, 0), leased=counts.get(State.LEASED, 0), asking=counts.get(State.ASKING, 0),
+        oldest_ready_ms=oldest_ms,
+        workers=[worker.name for worker in state.workers.values() if not worker.queues or name in worker.queues],
+        hold=state.queue_holds.get(name),
+    )  # fmt: skip
+
+
+def list_workers(state: BrokerState, out: Out, session: Session, command: ListWorkers, now: Now) -> None:
+    """Answer with all workers."""
+    found = [_worker(state, worker, now) for _, worker in sorted(state.workers.items())]
+    reply(state, out, session.peer, Workers(request_id=command.request_id, workers=found))
+
+
+def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
+    return WorkerView(
+        name=worker.name, endpoint=worker.endpoint, backend=worker.backend, host=worker.host,
+        state=workers.state_of(state, worker), queues=sorted(worker.queues), task_types=sorted(worker.task_types),
+        software=worker.software, protocol=worker.protocol, pid=worker.pid,
+        connected_ms=now.mono_ms - worker.connected_ms, heard_ms=now.mono_ms - worker.heard_ms,
+        leased=len(worker.leases), capacity=worker.capacity, loading=worker.loading,
+        hold=state.worker_holds.get(worker.name),
+    )  # fmt: skip
+
+
+def list_models(state: BrokerState, out: Out, session: Session, command: ListModels) -> None:
+    """Answer with all models of all connected endpoints."""
+    found: dict[str, ModelView] = {}
+    for worker in state.workers.values():
+        if worker.peer is None:
+            continue
+        for entry in worker.capacity.catalog:
+            view = found.get(entry.model) or ModelView(model=entry.model, kind=entry.kind)
+            found[entry.model] = _with(view, on_disk_at=worker.name)
+        for instance in worker.instances.values():
+            view = found.get(instance.model) or ModelView(model=instance.model, kind=instance.kind)
+            found[instance.model] = _with(
+                view, loaded_on=worker.name, slots=instance.slots, leased=instance.leased
+            )
+    views = [
+        ModelView(
+            model=view.model, kind=view.kind, loaded_on=view.loaded_on, on_disk_at=view.on_disk_at, slots=view.slots,
+            leased=view.leased, waiting=state.policy.waiting_for(view.model),
+        )
+        for _, view in sorted(found.items())
+    ]  # fmt: skip
+    reply(state, out, session.peer, Models(request_id=command.request_id, models=views))
+
+
+def _with(
+    view: ModelView, *, loaded_on: str = "", on_disk_at: str = "", slots: int = 0, leased: int = 0
+) -> ModelView:
+    """Return a model's view with one more place."""
+    return ModelView(
+        model=view.model, kind=view.kind, loaded_on=[*view.loaded_on, loaded_on] if loaded_on else view.loaded_on,
+        on_disk_at=[*view.on_disk_at, on_disk_at] if on_disk_at else view.on_disk_at, slots=view.slots + slots,
+        leased=view.leased + leased,
+    )  # fmt: skip
+
+
+def counts(state: BrokerState) -> dict[str, int]:
+    """Return how many open jobs are in each state."""
+    total = dict.fromkeys((str(each) for each in sorted(OPEN)), 0)
+    for queue in state.queues.values():
+        for each, count in queue.counts.items():
+            total[each] += count
+    return total
+
+
+def health(state: BrokerState, out: Out, session: Session, command: Health, now: Now) -> None:
+    """Answer with the broker's own facts."""
+    host = state.host
+    reply(state, out, session.peer, HealthReply(
+        request_id=command.request_id, software=state.software, protocol=bounds.PROTOCOL_NEWEST,
+        broker_id=state.broker_id, epoch=state.epoch, wall_ms=now.wall_ms, uptime_ms=now.mono_ms - state.started_ms,
+        counts=counts(state), ended=dict(state.ended), refused=dict(state.refused),
+        stale_results=state.stale_results, sessions=len(state.sessions),
+        workers=sum(worker.peer is not None for worker in state.workers.values()), journal_path=host.journal_path,
+        journal_bytes=host.journal_bytes, journal_free_bytes=host.journal_free_bytes,
+        journal_floor_bytes=host.journal_floor_bytes, commit_p50_us=host.commit_p50_us,
+        commit_p99_us=host.commit_p99_us, disk_trouble=state.disk.trouble, clock_trouble=state.clock_trouble,
+        jobs_open=len(state.jobs), jobs_open_max=state.settings.jobs_open, memory_bytes=host.memory_bytes,
+    ))  # fmt: skip
+
+
+def backup(state: BrokerState, out: Out, session: Session, command: Backup) -> None:
+    """Have the journal copied."""
+    if not command.path or len(command.path) > 4096:
+        refuse(
+            state,
+            out,
+            session.peer,
+            command.request_id,
+            BadField("path", command.path, "1 to 4096 characters"),
+        )
+        return
+    out.append(Read(CopyJournal(Context(session.peer, command), command.path), state.position))
+
+
+def copied(state: BrokerState, out: Out, session: Session, command: Backup, answer: CopyReply) -> None:
+    """Answer a backup."""
+    if answer.error:
+        refuse(state, out, session.peer, command.request_id, BackupFailed(command.path, answer.error))
+        return
+    done = BackupDone(request_id=command.request_id, path=command.path, copied_bytes=answer.copied_bytes)
+    reply(state, out, session.peer, done)
+
+
+# --- latest values ---------------------------------------------------------------------------------------------------
+
+
+def publish_queues(state: BrokerState, out: Out, now: Now) -> None:
+    """Put the sizes of queues that changed on their topics, at most four times a second each."""
+    for name, queue in state.queues.items():
+        if queue.changed and now.mono_ms - queue.published_ms >= _QUEUE_EVERY_MS:
+            queue.changed = False
+            queue.published_ms = now.mono_ms
+            sizes = {str(each): count for each, count in queue.counts.items()}
+            out.append(Publish(f"queue/{name}", QueueSize(name=name, counts=sizes)))
+
+
+def publish_tick(state: BrokerState, out: Out, now: Now) -> None:
+    """Put the tick of each second on its topic."""
+    connected = sum(worker.peer is not None for worker in state.workers.values())
+    tick = Tick(wall_ms=now.wall_ms, counts=counts(state), workers=connected, cursor=state.last_seq)
+    out.append(Publish("tick", tick))
+
+
+# --- why -------------------------------------------------------------------------------------------------------------
+
+
+def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) -> None:
+    """Answer why a job waits or what it does; of one that has ended, from the journal."""
+    job = state.jobs.get(command.job_id)
+    if job is None and command.job_id in state.finished:
+        out.append(Read(ReadJobs(Context(session.peer, command), [command.job_id]), state.position))
+        return
+    if job is None or not _may_see(session, job.user):
+        refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
+        return
+    view = of_job(state, job)
+    reasons, hints = _why_open(state, job, view, now)
+    reply(
+        state,
+        out,
+        session.peer,
+        WhyReply(request_id=command.request_id, job=view, reasons=reasons, hints=hints),
+    )
+
+
+def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, answer: JobsReply) -> None:
+    """Answer why about a job that has ended."""
+    if not answer.jobs or not _may_see(session, answer.jobs[0].user):
+        refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
+        return
+    view = of_stored(state, answer.jobs[0])
+    reasons = [Reason(code=view.state, text=f"it is {view.state}")]
+    hints = []
+    if view.error is not None:
+        text = f"it is {view.state}: {view.error.message}"
+        reasons = [Reason(code=view.state, text=text, fields={"code": view.error.code})]
+    reasons += [
+        Reason(code="attempt_failed", text=f"attempt {entry.fields.get('attempt', '?')}: {entry.message}")
+        for entry in view.story
+    ]
+    if view.state in (State.DEAD, State.CANCELLED, State.EXPIRED):
+        hints.append(f"lmq retry {short(view.id)}")
+    elif view.state == State.DONE:
+        hints.append(f"lmq result {short(view.id)}")
+    reply(
+        state,
+        out,
+        session.peer,
+        WhyReply(request_id=command.request_id, job=view, reasons=reasons, hints=hints),
+    )
+
+
+def _why_open(state: BrokerState, job: Job, view: JobView, now: Now) -> tuple[list[Reason], list[str]]:
+    """Return the reasons that hold for an open job, the weightiest first, and what its owner can type."""
+    name = short(job.id)
+    if job.state is State.LEASED and job.lease is not None:
+        since_s = (now.mono_ms - job.lease.granted_ms) // 1000
+        what = f"it runs on {job.worker} for {since_s} s ({job.lease.phase})"
+        return [Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})], [
+            f"lmq stream {name}", f"lmq cancel {name}"]  # fmt: skip
+    hints = [f"lmq cancel {name}"]
+    if job.state is State.DELAYED:
+        return [_why_delayed(job, now)], hints
+    reasons = []
+    hold = state.queue_holds.get(job.queue)
+    if hold is not None and hold.kind == "pause":
+        reasons.append(Reason(code="queue_paused", text=f"queue {job.queue} is paused{_held(hold, now)}",
+                              fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
+        hints.insert(0, f"lmq queues resume {job.queue}")
+    reasons += _why_no_place(state, job, hints, now)
+    if view.ahead:
+        plural = "job is" if view.ahead == 1 else "jobs are"
+        reasons.append(
+            Reason(code="ahead", text=f"{view.ahead} {plural} ahead of it", fields={"ahead": view.ahead})
+        )
+        if job.priority < bounds.PRIORITY_MAX:
+            hints.insert(0, f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}")
+    if not reasons:
+        reasons.append(Reason(code="next", text="it is next: the first slot that falls free is its own"))
+    return reasons, hints
+
+
+def _why_delayed(job: Job, now: Now) -> Reason:
+    """Return why a delayed job waits."""
+    if job.backoff_until_ms:
+        seconds = max(0, job.backoff_until_ms - now.mono_ms) / 1000
+        cause = f" ({job.past.story[-1].message})" if job.past.story else ""
+        text = f"attempt {job.attempt} did not succeed{cause}; the next one comes in {seconds:.0f} s"
+        return Reason(code="backoff", text=text, fields={"seconds": seconds, "failures": job.failures})
+    seconds = max(0, job.due_at_ms - now.wall_ms) / 1000
+    return Reason(
+        code="delayed",
+        text=f"its submitter wants it to start in {seconds:.0f} s",
+        fields={"seconds": seconds},
+    )
+
+
+def _held(hold: Hold, now: Now) -> str:
+    """Return by whom, why and for how long something is held, as the end of a sentence."""
+    text = f" by {hold.by}"
+    if hold.until_ms:
+        text += f" for another {max(0, hold.until_ms - now.wall_ms) // 1000} s"
+    return text + (f" ({hold.reason})" if hold.reason else "")
+
+
+def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> list[Reason]:
+    """Return what keeps each worker that could run a job from doing so; nothing if one only is busy."""
+    connected = [worker for worker in state.workers.values() if worker.peer is not None]
+    if not connected:
+        hints.insert(0, "lmq worker --endpoint http://localhost:1234")
+        return [Reason(code="no_worker", text="no worker is connected")]
+    serving = [
+        worker for worker in connected
+        if job.task_type in worker.task_types and (not worker.queues or job.queue in worker.queues)
+    ]  # fmt: skip
+    if not serving:
+        text = f"no worker takes {job.task_type} jobs of queue {job.queue}"
+        return [
+            Reason(
+                code="no_worker_for_queue", text=text, fields={"queue": job.queue, "task_type": job.task_type}
+            )
+        ]
+    reasons = []
+    names = frozenset(models.normal(model) for model in job.models)
+    able = 0
+    for worker in serving:
+        has_it = any(
+            not names or not instance.names or names & instance.names
+            for instance in worker.instances.values()
+        )
+        hold = state.worker_holds.get(worker.name)
+        breaker = worker.capacity.breaker
+        if hold is not None:
+            reasons.append(Reason(code="worker_paused", text=f"{worker.name} is paused{_held(hold, now)}",
+                                  fields={"worker": worker.name, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
+            hints.append(f"lmq workers resume {worker.name}")
+        elif breaker is not None:
+            since_s = max(0, now.wall_ms - breaker.since_ms) // 1000
+            text = f"the endpoint of {worker.name} fails since {since_s} s: {breaker.reason}"
+            reasons.append(
+                Reason(code="breaker_open", text=text, fields={"worker": worker.name, "since_s": since_s})
+            )
+        elif worker.loading:
+            reasons.append(Reason(code="loading", text=f"{worker.name} is loading {worker.loading}",
+                                  fields={"worker": worker.name, "model": worker.loading}))  # fmt: skip
+            able += 1
+        elif has_it:
+            able += 1
+        else:
+            reasons += _why_not_loaded(worker, names, now)
+    if able and not any(reason.code == "loading" for reason in reasons):
+        return []
+    if names and not able and not any(reason.code == "not_loaded" for reason in reasons):
+        known = [each for every in state.known_models.values() for each in every]
+        near = models.nearest(job.models[0], known)
+        text = f"no connected endpoint has {job.models[0]}" + (
+            f"; nearest: {', '.join(near)}" if near else ""
+        )
+        reasons.insert(
+            0, Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})
+        )
+        hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
+    return reasons
+
+
+def _why_not_loaded(worker: Worker, names: frozenset[str], now: Now) -> list[Reason]:
+    """Return why a worker that has a model on disk has not loaded it."""
+    entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
+    if entry is None:
+        return []
+    again_ms = worker.refused_loads.get(entry.model, 0)
+    if not worker.capacity.may_load:
+        text = f"{worker.name} has {entry.model} on disk but may not load models"
+    elif again_ms > now.mono_ms:
+        text = f"{worker.name} could not load {entry.model}; it is tried again in {(again_ms - now.mono_ms) // 1000} s"
+    else:
+        busy = len(worker.leases)
+        text = f"{worker.name} finishes {busy} job{'s' if busy != 1 else ''}, then loads {entry.model}"
+    return [Reason(code="not_loaded", text=text, fields={"worker": worker.name, "model": entry.model})]

@@ -1,0 +1,317 @@
+"""Workers: enlisted, what they report of their endpoint, models loaded and unloaded, silence and death."""
+
+from lmq_broker.core import leases, models, sessions
+from lmq_broker.core.chronicle import Out, put, refuse, reply, tell
+from lmq_broker.core.effects import Log, Publish, Send
+from lmq_broker.core.records import MetaSet
+from lmq_broker.core.state import BrokerState, Instance, Session, Worker
+from lmq_broker.core.stimuli import Now, Received
+from lmq_proto import bounds
+from lmq_proto.errors import BadField, EndpointTaken, ErrorInfo, LmqError, UpgradeRequired
+from lmq_proto.events import Kind
+from lmq_proto.ids import InstanceId, WorkerName
+from lmq_proto.messages import (
+    Capacity,
+    CapacityReport,
+    Enlist,
+    Enlisted,
+    Held,
+    InstanceInfo,
+    LoadEnded,
+    LoadModel,
+    UnloadModel,
+    WorkerState,
+)
+
+_INSTANCES = 256
+_CATALOG = 4096
+_SLOTS = 4096
+_NEVER_MS = 1 << 52
+KNOWN_MODELS = "known_models/"
+"""Prefix of the journal's names for the models a worker ever announced, separated by line ends."""
+
+
+def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, now: Now) -> None:
+    """Take in a worker, new or back again, and settle which of its leases are still its own."""
+    peer = stimulus.peer
+    try:
+        protocol = sessions.agreed_protocol(command.protocol_oldest, command.protocol_newest)
+        _check(command)
+        who = sessions.identify(state, stimulus.credential, "", command)
+        worker = _admit(state, out, command, now)
+    except (LmqError, UpgradeRequired) as error:
+        refuse(state, out, peer, command.request_id, error)
+        return
+    session = sessions.open_session(
+        state, out, peer, InstanceId(command.instance), who, command.software, protocol, now
+    )
+    session.worker = worker.name
+    worker.peer = peer
+    worker.gone_ms = 0
+    worker.heard_ms = now.mono_ms
+    worker.software, worker.protocol = command.software, protocol
+    worker.queues = frozenset(command.queues)
+    worker.task_types = frozenset(command.task_types)
+    stop = _settle(state, out, worker, command, now)
+    set_capacity(state, out, worker, command.capacity, now)
+    reply(state, out, peer, Enlisted(
+        request_id=command.request_id, protocol=protocol, software=state.software, broker_id=state.broker_id,
+        epoch=state.epoch, wall_ms=now.wall_ms, heartbeat_ms=state.settings.heartbeat_ms, stop=stop,
+    ))  # fmt: skip
+
+
+def _check(command: Enlist) -> None:
+    """Refuse an enlistment that is out of bounds."""
+    sessions.check_name("name", command.name)
+    if not 0 < len(command.endpoint) <= 1024:
+        raise BadField("endpoint", command.endpoint, "1 to 1024 characters")
+    if not 1 <= len(command.task_types) <= bounds.NAME_CHARS:
+        raise BadField("task_types", len(command.task_types), f"1 to {bounds.NAME_CHARS}")
+    if len(command.held) > 2 * _SLOTS + bounds.BATCH_JOBS:
+        raise BadField("held", len(command.held), f"at most {2 * _SLOTS + bounds.BATCH_JOBS}")
+    check_capacity(command.capacity)
+
+
+def check_capacity(capacity: Capacity) -> None:
+    """Refuse a report that is out of bounds.
+
+    Raises:
+        BadField: too many instances, models or slots, or a name twice.
+    """
+    if len(capacity.instances) > _INSTANCES:
+        raise BadField("instances", len(capacity.instances), f"at most {_INSTANCES}")
+    if len({info.instance_id for info in capacity.instances}) < len(capacity.instances):
+        raise BadField("instances", len(capacity.instances), "each instance_id once")
+    if len(capacity.catalog) > _CATALOG:
+        raise BadField("catalog", len(capacity.catalog), f"at most {_CATALOG}")
+    for info in capacity.instances:
+        if not 0 <= info.slots <= _SLOTS:
+            raise BadField("slots", info.slots, f"0 to {_SLOTS}")
+
+
+def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
+    """Return the record of a worker that may serve, after parting with a predecessor that is surely dead.
+
+    Raises:
+        EndpointTaken: a living worker has this endpoint or this name.
+    """
+    for other in list(state.workers.values()):
+        if other.instance == command.instance or (
+            other.name != command.name and other.endpoint != command.endpoint
+        ):
+            continue
+        if other.peer is not None and not other.gone_ms and other.instance != command.replaces:
+            raise EndpointTaken(command.endpoint, other.name, 2.0)
+        error = ErrorInfo("worker_died", f"worker {other.name} died and was started again", retryable=True)
+        part(state, out, other, now, error, crashed=True)
+    worker = state.workers.get(command.name)
+    if worker is not None and worker.instance == command.instance:
+        return worker
+    worker = Worker(
+        name=WorkerName(command.name), instance=InstanceId(command.instance), endpoint=command.endpoint,
+        backend=command.backend, host=command.host, pid=command.pid, software=command.software, protocol=0,
+        queues=frozenset(), task_types=frozenset(), capacity=Capacity(), connected_ms=now.mono_ms,
+        heard_ms=now.mono_ms, peer=None,
+    )  # fmt: skip
+    state.workers[worker.name] = worker
+    tell(state, now, Kind.WORKER_UP, worker=worker.name,
+         detail={"endpoint": command.endpoint, "backend": command.backend, "host": command.host})  # fmt: skip
+    return worker
+
+
+def _settle(state: BrokerState, out: Out, worker: Worker, command: Enlist, now: Now) -> list[Held]:
+    """Compare the leases a worker says it holds with ours; return those it has lost."""
+    stop = []
+    named = set()
+    for held in command.held:
+        key = (held.job_id, held.epoch, held.attempt)
+        if leases.take_up(state, worker, key, now):
+            named.add(key)
+        else:
+            stop.append(held)
+            stale = worker.leases.get(key)
+            if stale is not None:
+                named.add(key)
+    for key, lease in list(worker.leases.items()):
+        if key in named:
+            continue
+        leases.close(state, worker, lease)
+        if not lease.stopping:
+            error = ErrorInfo("lease_lost", f"worker {worker.name} no longer knew the job", retryable=True)
+            leases.release(state, out, lease.job, error, now)
+    leases.end_recovery(state, out, now, worker.name)
+    return stop
+
+
+# --- the endpoint ----------------------------------------------------------------------------------------------------
+
+
+def capacity_report(
+    state: BrokerState, out: Out, session: Session, worker: Worker, command: CapacityReport, now: Now
+) -> None:
+    """Take in what changed at an endpoint."""
+    try:
+        check_capacity(command.capacity)
+    except BadField as error:
+        refuse(state, out, session.peer, 0, error)
+        return
+    set_capacity(state, out, worker, command.capacity, now)
+
+
+def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacity, now: Now) -> None:
+    """Make a worker's instances what it says they are; observed state beats belief."""
+    before = worker.capacity
+    old = worker.instances
+    worker.capacity = capacity
+    worker.instances = {info.instance_id: _instance(worker, info) for info in capacity.instances}
+    for lease in worker.leases.values():
+        instance = worker.instances.get(lease.instance_id)
+        if instance is None and not lease.instance_id and len(worker.instances) == 1:
+            instance = next(iter(worker.instances.values()))
+            lease.instance_id = instance.id
+        if instance is not None:
+            instance.leased += 1
+            instance.alone = instance.alone or (lease.job.past.suspect and not lease.stopping)
+    for name, instance in worker.instances.items():
+        if name not in old:
+            worker.memory_full = False
+            tell(state, now, Kind.MODEL_LOADED, worker=worker.name, model=instance.model)
+    for name, instance in old.items():
+        if name not in worker.instances:
+            worker.memory_full = False
+            tell(state, now, Kind.MODEL_UNLOADED, worker=worker.name, model=instance.model)
+    if capacity.breaker is not None and before.breaker is None:
+        tell(state, now, Kind.BREAKER_OPEN, worker=worker.name, detail={"reason": capacity.breaker.reason})
+    if capacity.breaker is None and before.breaker is not None:
+        tell(state, now, Kind.BREAKER_CLOSED, worker=worker.name)
+    if (
+        capacity.host == before.host
+        or capacity.instances != before.instances
+        or capacity.catalog != before.catalog
+    ):
+        state.fleet_version += 1
+    _remember_models(state, out, worker)
+    publish(state, out, worker)
+
+
+def _instance(worker: Worker, info: InstanceInfo) -> Instance:
+    return Instance(
+        worker=worker, id=info.instance_id, names=models.instance_names(info), kind=info.kind, slots=info.slots,
+        ours=info.ours, model=info.model,
+    )  # fmt: skip
+
+
+def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
+    """Note in the journal which models a worker can have, so that a job for one may wait while the worker is away."""
+    known = [entry.model for entry in worker.capacity.catalog]
+    known += [instance.model for instance in worker.instances.values()]
+    known += [name for info in worker.capacity.instances for name in info.variants]
+    fresh = sorted(set(known) - set(state.known_models.get(worker.name, ())))
+    if fresh:
+        state.known_models[worker.name] = sorted({*state.known_models.get(worker.name, ()), *fresh})[
+            :_CATALOG
+        ]
+        put(
+            state,
+            out,
+            MetaSet(KNOWN_MODELS + worker.name, "\n".join(state.known_models[worker.name]).encode()),
+        )
+
+
+def load(state: BrokerState, out: Out, worker: Worker, model: str) -> None:
+    """Have a worker load a model; one load at a time per endpoint."""
+    assert worker.peer is not None and not worker.loading
+    state.last_command += 1
+    worker.loading, worker.command_id = model, state.last_command
+    out.append(Send(worker.peer, LoadModel(command_id=state.last_command, model=model)))
+    publish(state, out, worker)
+
+
+def unload(state: BrokerState, out: Out, worker: Worker, instance: Instance) -> None:
+    """Have a worker unload an instance that lmq loaded and on which nothing runs."""
+    assert worker.peer is not None and not instance.leased and instance.ours
+    state.last_command += 1
+    worker.loading, worker.command_id = instance.id, state.last_command
+    instance.slots = 0
+    out.append(Send(worker.peer, UnloadModel(command_id=state.last_command, instance_id=instance.id)))
+
+
+def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded, now: Now) -> None:
+    """Take in how a load or unload went; a model that does not load is left alone for a while."""
+    if command.command_id != worker.command_id:
+        return
+    model, worker.loading = worker.loading, ""
+    state.fleet_version += 1
+    if command.error is None:
+        worker.refused_loads.pop(model, None)
+    else:
+        out_of_memory = command.error.code == "insufficient_memory"
+        could_free = any(instance.ours for instance in worker.instances.values())
+        worker.memory_full = out_of_memory and could_free
+        if not worker.memory_full:
+            permanent = command.error.code == "model_not_found"
+            wait_ms = _NEVER_MS if permanent else state.settings.load_retry_ms
+            worker.refused_loads[model] = now.mono_ms + wait_ms
+        tell(state, now, Kind.LOAD_FAILED, worker=worker.name, model=model,
+             detail={"code": command.error.code, "error": command.error.message})  # fmt: skip
+    publish(state, out, worker)
+
+
+def publish(state: BrokerState, out: Out, worker: Worker) -> None:
+    """Put a worker's state on its topic."""
+    message = WorkerState(
+        name=worker.name, state=state_of(state, worker), leased=len(worker.leases),
+        instances=worker.capacity.instances, loading=worker.loading,
+    )  # fmt: skip
+    out.append(Publish(f"worker/{worker.name}", message))
+
+
+def state_of(state: BrokerState, worker: Worker) -> str:
+    """Return a worker's state in one word."""
+    held = state.worker_holds.get(worker.name)
+    if worker.peer is None:
+        return "gone"
+    if worker.gone_ms:
+        return "silent"
+    if held is not None:
+        return "draining" if held.kind == "drain" else "paused"
+    return "up"
+
+
+# --- silence and death -----------------------------------------------------------------------------------------------
+
+
+def check_all(state: BrokerState, out: Out, now: Now) -> None:
+    """Part with workers that are silent, or whose connection has been gone for too long."""
+    for worker in list(state.workers.values()):
+        if worker.peer is None:
+            continue
+        if now.mono_ms - worker.heard_ms >= state.settings.silent_ms:
+            why = f"worker {worker.name} was silent for {state.settings.silent_ms // 1000} s"
+        elif worker.gone_ms and now.mono_ms - worker.gone_ms >= state.settings.gone_ms:
+            why = f"worker {worker.name} died"
+        else:
+            continue
+        part(state, out, worker, now, ErrorInfo("worker_lost", why, retryable=True), crashed=True)
+
+
+def part(state: BrokerState, out: Out, worker: Worker, now: Now, error: ErrorInfo, *, crashed: bool) -> None:
+    """Pass on all that a worker held, and forget its connection."""
+    leases.lose_all(state, out, worker, now, error, crashed=crashed)
+    if worker.peer is not None:
+        sessions.forget(state, worker.peer)
+        tell(state, now, Kind.WORKER_DOWN, worker=worker.name, detail={"error": error.message})
+        out.append(Log("worker_down", {"worker": worker.name, "why": error.message}, warning=crashed))
+    worker.peer = None
+    worker.loading = ""
+    worker.instances = {}
+    state.fleet_version += 1
+    publish(state, out, worker)
+
+
+def say_bye(state: BrokerState, out: Out, worker: Worker, reason: str, now: Now) -> None:
+    """A worker goes on purpose: what it has not given back passes on, and nobody is to blame."""
+    error = ErrorInfo(
+        "worker_stopped", f"worker {worker.name} stopped: {reason or 'no reason given'}", retryable=True
+    )
+    part(state, out, worker, now, error, crashed=False)
