@@ -634,6 +634,8 @@ class ListQueues(Part, frozen=True, kw_only=True):
 
 
 class Queues(Part, frozen=True, kw_only=True):
+    """All queues, by name."""
+
     request_id: int
     queues: list[QueueView]
 
@@ -645,6 +647,8 @@ class ListWorkers(Part, frozen=True, kw_only=True):
 
 
 class Workers(Part, frozen=True, kw_only=True):
+    """All workers, by name."""
+
     request_id: int
     workers: list[WorkerView]
 
@@ -656,6 +660,8 @@ class ListModels(Part, frozen=True, kw_only=True):
 
 
 class Models(Part, frozen=True, kw_only=True):
+    """All models, by name."""
+
     request_id: int
     models: list[ModelView]
 
@@ -706,6 +712,8 @@ class Backup(Part, frozen=True, kw_only=True):
 
 
 class BackupDone(Part, frozen=True, kw_only=True):
+    """The copy is whole and on disk."""
+
     request_id: int
     path: str
     copied_bytes: int
@@ -823,6 +831,8 @@ class Results(Part, frozen=True, kw_only=True):
 
 
 class LeaseRef(Part, frozen=True, kw_only=True):
+    """Names one lease."""
+
     job_id: bytes
     epoch: int
     attempt: int
@@ -867,6 +877,8 @@ class TextReport(Part, frozen=True, kw_only=True):
 
 
 class TextMark(Part, frozen=True, kw_only=True):
+    """A place in an attempt's text."""
+
     job_id: bytes
     attempt: int
     piece: int

@@ -36,7 +36,9 @@ def _check_lease(state: BrokerState, job_id: bytes) -> None:
     """A lease is in exactly one worker's hands, or in doubt."""
     job = state.jobs[job_id]
     lease = job.lease
-    assert lease is not None and lease.job is job and not lease.stopping
+    assert lease is not None
+    assert lease.job is job
+    assert not lease.stopping
     key = (job.id, lease.epoch, lease.attempt)
     holders = [worker.name for worker in state.workers.values() if key in worker.leases]
     assert len(holders) + (key in state.orphans) == 1, (

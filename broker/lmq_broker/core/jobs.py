@@ -353,7 +353,7 @@ def make_ready(state: BrokerState, out: Out, job: Job, now: Now) -> None:
 def changed_past(past: Past, **changes: object) -> Past:
     """Return a past with some fields replaced."""
     fields = {name: getattr(past, name) for name in past.__struct_fields__}
-    return Past(**(fields | changes))  # type: ignore[arg-type]  # the names are those of Past
+    return Past(**(fields | changes))
 
 
 def next_order(state: BrokerState) -> int:

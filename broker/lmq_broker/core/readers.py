@@ -1,4 +1,4 @@
-"""What is pushed to those who wait: ends of followed jobs, text, durable events. Cursor and credit; no queue per reader."""
+"""What is pushed to those who wait: ends of jobs, text, durable events. Cursor and credit; no queue per reader."""
 
 import msgspec
 
@@ -546,7 +546,7 @@ def _send_events(
     state: BrokerState, out: Out, session: Session, subscription: Subscription, events: list[Event]
 ) -> None:
     """Send the events of a stretch that match, within credit, and move the cursor over the others."""
-    fitting = []
+    fitting: list[Event] = []
     after = subscription.cursor
     for event in events:
         if _matches(event, subscription):

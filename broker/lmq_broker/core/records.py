@@ -1,4 +1,4 @@
-"""What the journal keeps: the image of a job, and one record per change. How it lies on disk is the journal's business."""
+"""What the journal keeps: the image of a job, and one record per change. How it lies on disk is not said here."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What the core is told at its start: bounds and defaults, each with its unit. Reading files and environment is not here."""
+"""What the core is told at its start: bounds and defaults, each with its unit. No file or environment is read here."""
 
 import msgspec
 

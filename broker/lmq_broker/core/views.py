@@ -453,8 +453,9 @@ def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> l
         hold = state.worker_holds.get(worker.name)
         breaker = worker.capacity.breaker
         if hold is not None:
-            reasons.append(Reason(code="worker_paused", text=f"{worker.name} is paused{_held(hold, now)}",
-                                  fields={"worker": worker.name, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
+            text = f"{worker.name} is paused{_held(hold, now)}"
+            facts = Reason(code="worker_paused", text=text, fields={"worker": worker.name, "by": hold.by})
+            reasons.append(facts)
             hints.append(f"lmq workers resume {worker.name}")
         elif breaker is not None:
             since_s = max(0, now.wall_ms - breaker.since_ms) // 1000

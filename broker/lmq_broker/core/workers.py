@@ -220,7 +220,8 @@ def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
 
 def load(state: BrokerState, out: Out, worker: Worker, model: str) -> None:
     """Have a worker load a model; one load at a time per endpoint."""
-    assert worker.peer is not None and not worker.loading
+    assert worker.peer is not None
+    assert not worker.loading
     state.last_command += 1
     worker.loading, worker.command_id = model, state.last_command
     out.append(Send(worker.peer, LoadModel(command_id=state.last_command, model=model)))
@@ -229,7 +230,9 @@ def load(state: BrokerState, out: Out, worker: Worker, model: str) -> None:
 
 def unload(state: BrokerState, out: Out, worker: Worker, instance: Instance) -> None:
     """Have a worker unload an instance that lmq loaded and on which nothing runs."""
-    assert worker.peer is not None and not instance.leased and instance.ours
+    assert worker.peer is not None
+    assert instance.ours
+    assert not instance.leased
     state.last_command += 1
     worker.loading, worker.command_id = instance.id, state.last_command
     instance.slots = 0

@@ -1,4 +1,4 @@
-"""What a scheduling policy is told and asked. A policy owns only its own ledger and never moves a job; the core does."""
+"""What a scheduling policy is told and asked. It owns only its own ledger and never moves a job; the core does."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol

@@ -1,4 +1,4 @@
-"""Strict order: band, then priority, then arrival; a job goes where its model is loaded, else an idle endpoint loads it.
+"""Strict order: band, then priority, then arrival; a job goes where its model is loaded, or an idle endpoint loads it.
 
 Bands are ranges of priority, so that the order by priority is also the order by band. Ready jobs that can run in the
 same places wait in one lane, a heap; a decision looks at the head of each lane, never at single jobs.
@@ -81,7 +81,7 @@ class Strict:
         """Strict order keeps no account of service."""
 
     def decide(self, fleet: Fleet, now: Now) -> Decision | None:
-        """Start the first job by strict order that has room; before that, prepare a place for the first that has none."""
+        """Start the first job that has room; before that, prepare a place for the first that has none."""
         heads = [
             (*self._head(lane), lane) for lane in self._lanes.values() if lane.key[0] not in fleet.held_queues
         ]
@@ -150,7 +150,7 @@ class Strict:
     def _prepare(
         self, job: Job, lane: Lane, fleet: Fleet, now: Now
     ) -> tuple[Load | Unload | WakeAt | None, Worker | None]:
-        """Return what brings a place to a job whose model is loaded nowhere, and the worker that must fall idle for it."""
+        """Return what brings a place to a job whose model is loaded nowhere, and the worker to fall idle for it."""
         wake = 0
         busy = None
         for worker in fleet.workers.values():
