@@ -10,8 +10,8 @@ import click
 
 from lmq_proto.errors import LmqError
 from lmq_worker.agent import Agent
-from lmq_worker.backends import BACKENDS
-from lmq_worker.config import complete, load_config
+from lmq_worker.backends import BACKENDS, detected
+from lmq_worker.config import BadSetting, complete, load_config
 from lmq_worker.logs import start_logs
 from lmq_worker.spool import Spool
 
@@ -63,6 +63,9 @@ def command(
     try:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             refusal = runner.run(serve(config))
+    except BadSetting as error:
+        _say(str(error))
+        sys.exit(USAGE)
     except LmqError as error:
         _say(str(error))
         sys.exit(UNAVAILABLE)
@@ -73,12 +76,16 @@ def command(
 
 async def serve(config: WorkerConfig) -> ErrorInfo | None:
     """Run one worker until it is told to stop; return the broker's refusal, if that is why it ended."""
-    config = complete(config, config.backend)
+    if config.backend == "auto":
+        config = await detected(config)
+    if config.backend not in BACKENDS:
+        raise BadSetting("backend", "settings", f"one of {', '.join(BACKENDS)}, auto; got {config.backend!r}")
+    config = complete(config)
     spool = Spool(config.spool_dir, limit_bytes=config.spool_bytes)
     try:
-        return await Agent(config, BACKENDS[config.backend](config), spool).run()
+        return await Agent(config, BACKENDS[config.backend](config, spool), spool).run()
     finally:
-        spool.close(clean=True)
+        spool.close()
 
 
 def main() -> None:

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # How long stopped attempts may take to let go of their slots at the end.
 CLOSE_S = 3.0
+# However often a backend asks for it, the endpoint is looked at no more often than this.
+LOOKS_APART_S = 0.1
 
 
 def now_ms() -> int:
@@ -273,8 +275,11 @@ class Agent:
 
     async def _watch_endpoint(self) -> None:
         while True:
-            await asyncio.sleep(self._backend.discover_every_s)
+            wake = asyncio.ensure_future(self._backend.wake.wait())
+            await asyncio.wait([wake], timeout=self._backend.discover_every_s)
+            wake.cancel()
             await self._look_at_endpoint()
+            await asyncio.sleep(LOOKS_APART_S)
 
     async def _look_at_endpoint(self) -> None:
         capacity = await self._backend.discover()
@@ -318,7 +323,10 @@ class Agent:
         if self._core.session is Session.ENLISTED:
             self._plan_turn()
             await self._until(lambda: self._core.settled, self._config.ack_timeout_s)
+        known = self._core.session is Session.ENLISTED
         self._carry_out(self._core.leave(now_ms()))
+        if known:
+            self._spool.said_goodbye()
         log.info("worker_stopped", extra={"spooled": len(self._core.unacked)})
 
     async def _close(self) -> None:

@@ -138,20 +138,18 @@ def load_config(overrides: Mapping[str, Any], environment: Mapping[str, str] | N
     return config
 
 
-def complete(config: WorkerConfig, backend: str) -> WorkerConfig:
-    """Return settings whose empty fields are filled in for a backend."""
+def complete(config: WorkerConfig) -> WorkerConfig:
+    """Return settings whose empty fields are filled in; `backend` is known by now."""
     host = socket.gethostname().partition(".")[0] or "worker"
-    if backend == "echo":
+    if config.backend == "echo":
         name = config.name or f"{host}-echo"
         endpoint = config.endpoint or f"echo:{name}"
     else:
-        endpoint = (config.endpoint or DEFAULT_ENDPOINTS[backend]).rstrip("/").removesuffix("/v1")
+        endpoint = (config.endpoint or DEFAULT_ENDPOINTS[config.backend]).rstrip("/").removesuffix("/v1")
         where = urlsplit(endpoint)
         on_host = host if where.hostname in LOOPBACK else where.hostname
         name = config.name or f"{on_host}-{where.port or where.scheme}"
-    return replace(
-        config, name=name, endpoint=endpoint, backend=backend, broker=config.broker or [local_broker()]
-    )
+    return replace(config, name=name, endpoint=endpoint, broker=config.broker or [local_broker()])
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -158,10 +158,12 @@ class Spool:
         except OSError as error:
             log.error("spool_write_failed", extra={"file": "loaded.json", "why": str(error)})
 
-    def close(self, *, clean: bool) -> None:
-        """Let go of the lock. After a clean goodbye the next process replaces nobody."""
-        if clean:
-            (self.path / "instance").unlink(missing_ok=True)
+    def said_goodbye(self) -> None:
+        """Forget this process's instance id: the broker knows that it is gone, so the next replaces nobody."""
+        (self.path / "instance").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the lock."""
         self._lock.close()
 
     def _count(self, key: Key, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from lmq_proto.errors import ErrorInfo
@@ -35,6 +36,8 @@ class Backend(Protocol):
 
     name: str
     task_types: list[str]
+    wake: asyncio.Event
+    """Set when the endpoint should be looked at soon; `discover` clears it."""
 
     async def discover(self) -> Capacity:
         """Look at the endpoint and return what it can do now. Never raises for an endpoint that does not answer."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lmq_worker.backends.base import Report
     from lmq_worker.config import WorkerConfig
+    from lmq_worker.spool import Spool
 
 # Characters in each piece of streamed text, about one token.
 PIECE_CHARS = 4
@@ -32,12 +33,14 @@ class EchoBackend:
     name = "echo"
     discover_every_s = 3600.0
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, spool: Spool) -> None:
         self._slots = config.slots or config.echo_slots
         self._may_crash = config.echo_may_crash
         self.task_types = ["echo"]
+        self.wake = asyncio.Event()
 
     async def discover(self) -> Capacity:
+        self.wake.clear()
         return Capacity(
             instances=[InstanceInfo(instance_id="echo", model="*", kind="any", slots=self._slots)]
         )

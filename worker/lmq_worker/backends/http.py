@@ -1,0 +1,205 @@
+"""HTTP to one endpoint: one more try on a fresh connection, watchdogs for silence, streams as events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from lmq_worker.backends.errors_table import ServerError, error_of_answer, read_error
+from lmq_worker.backends.sse import EventTooLong, SseParser
+from lmq_worker.failures import Stalled, StreamCut, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lmq_worker.config import WorkerConfig
+
+# Model servers close idle connections after 5 s; one that is reused later may be gone already.
+KEEPALIVE_EXPIRY_S = 2.0
+# More connections than any endpoint has slots; the broker bounds what is in flight.
+CONNECTIONS = 1024
+# How long a look at the endpoint (its models, its health) may take.
+LOOK_TIMEOUT_S = 10.0
+# The most of an answer that says an error.
+ERROR_CHARS = 65_536
+
+
+class Endpoint:
+    """One model server. Everything it says wrong becomes an `AttemptFailed`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.url = config.endpoint
+        self._first_byte_s = config.first_byte_timeout_s
+        self._between_s = config.between_chunks_timeout_s
+        headers = {"Authorization": f"Bearer {config.api_token}"} if config.api_token else {}
+        timeout = httpx.Timeout(None, connect=config.connect_timeout_s, write=config.write_timeout_s)
+        self._client = httpx.AsyncClient(
+            base_url=config.endpoint,
+            headers=headers,
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE_EXPIRY_S),
+            trust_env=False,
+        )
+        # Keeps no connection, so each of its requests has a new one.
+        self._fresh = httpx.AsyncClient(
+            base_url=config.endpoint,
+            headers=headers,
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        await self._fresh.aclose()
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON that a GET answers.
+
+        Raises:
+            Unreachable: nobody answers, or not in time.
+            ServerError: the answer is an error, or no JSON.
+        """
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                return await self._json("GET", path, None)
+        except TimeoutError as error:
+            raise Unreachable(f"{path} did not answer within {LOOK_TIMEOUT_S:g} s") from error
+
+    async def post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> Any:
+        """Return the JSON that a POST answers.
+
+        Raises:
+            Unreachable: nobody answers.
+            Stalled: no answer within `timeout_s` (default: first_byte_timeout_s).
+            ServerError: the answer is an error, or no JSON.
+        """
+        limit_s = timeout_s if timeout_s is not None else self._first_byte_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._json("POST", path, body)
+        except TimeoutError as error:
+            raise Stalled("first_byte_timeout", limit_s) from error
+
+    async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        response = await self._send(method, path, body)
+        try:
+            text = (await response.aread()).decode("utf-8", "replace")
+        except httpx.TransportError as error:
+            raise StreamCut(_why(error)) from error
+        finally:
+            await response.aclose()
+        if response.status_code != httpx.codes.OK:
+            raise error_of_answer(text, response.status_code, _retry_after_ms(response))
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            raise ServerError(f"no JSON: {text[:200]!r}", status=response.status_code) from None
+        failed = read_error(answer, status=response.status_code)
+        if failed is not None:
+            raise failed
+        return answer
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """Open a stream of events; leaving the block closes the connection, which is how a request is cancelled.
+
+        Raises:
+            Unreachable, ServerError: before the first event, or from the iterator later.
+            Stalled, StreamCut: from the iterator.
+        """
+        try:
+            async with asyncio.timeout(self._first_byte_s):
+                response = await self._send("POST", path, body)
+        except TimeoutError as error:
+            raise Stalled("first_byte_timeout", self._first_byte_s) from error
+        try:
+            await self._check_stream(response)
+            yield self._events(response)
+        finally:
+            await response.aclose()
+
+    async def _check_stream(self, response: httpx.Response) -> None:
+        kind = response.headers.get("content-type", "")
+        if response.status_code == httpx.codes.OK and "json" not in kind:
+            return
+        try:
+            async with asyncio.timeout(self._between_s):
+                text = (await response.aread())[:ERROR_CHARS].decode("utf-8", "replace")
+        except (httpx.TransportError, TimeoutError) as error:
+            raise StreamCut(f"inside an error answer: {error}") from error
+        raise error_of_answer(text, response.status_code, _retry_after_ms(response))
+
+    async def _events(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+        """Yield the JSON of each event until `[DONE]` or the end of the stream; raise what an event says went wrong."""
+        parser = SseParser()
+        chunks = response.aiter_bytes()
+        silent_s, code = self._first_byte_s, "first_byte_timeout"
+        ended = False
+        while not ended:
+            try:
+                async with asyncio.timeout(silent_s):
+                    chunk = await anext(chunks, None)
+                events = parser.end() if chunk is None else parser.feed(chunk)
+            except TimeoutError as error:
+                raise Stalled(code, silent_s) from error
+            except httpx.TransportError as error:
+                raise StreamCut(_why(error)) from error
+            except EventTooLong as error:
+                raise ServerError(str(error)) from error
+            silent_s, code = self._between_s, "chunk_timeout"
+            ended = chunk is None
+            for name, data in events:
+                if data.strip() == "[DONE]":
+                    return
+                yield _event(name, data)
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Send and return the answer's head; when not one byte of it came, try once more on a fresh connection."""
+        try:
+            return await self._send_by(self._client, method, path, body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unreachable(_why(error)) from error
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError):
+            try:
+                return await self._send_by(self._fresh, method, path, body)
+            except httpx.TransportError as error:
+                raise Unreachable(_why(error)) from error
+        except httpx.TransportError as error:
+            raise Unreachable(_why(error)) from error
+
+    async def _send_by(
+        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+    ) -> httpx.Response:
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        return await client.send(
+            client.build_request(method, path, content=content, headers=headers), stream=True
+        )
+
+
+def _event(name: str, data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        raise ServerError(f"an event that is no JSON: {data[:200]!r}") from None
+    failed = read_error(event)
+    if failed is None and name == "error":
+        failed = ServerError(str(event.get("message", data) if isinstance(event, dict) else data))
+    if failed is not None:
+        raise failed
+    return event if isinstance(event, dict) else {}
+
+
+def _retry_after_ms(response: httpx.Response) -> int:
+    """Return the patience that the server asks for; a date or nonsense counts as none."""
+    text = response.headers.get("retry-after", "")
+    return int(text) * 1000 if text.isdigit() and len(text) < 7 else 0
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__

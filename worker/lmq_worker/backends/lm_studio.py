@@ -1,0 +1,316 @@
+"""LM Studio: its native API for models and loads, the OpenAI one for work. Never lets a request load a model."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from lmq_proto.messages import Capacity, CatalogModel, InstanceInfo
+from lmq_worker.backends.engine import EngineBackend
+from lmq_worker.backends.errors_table import ServerError
+from lmq_worker.backends.openai import is_embedder, model_names
+from lmq_worker.config import LOOPBACK
+from lmq_worker.failures import AttemptFailed, Unreachable, Verdict
+
+if TYPE_CHECKING:
+    from lmq_proto.errors import ErrorInfo
+    from lmq_worker.backends.http import Endpoint
+    from lmq_worker.config import WorkerConfig
+    from lmq_worker.spool import Spool
+
+GREETING = "/lmstudio-greeting"
+# Predictions at once on an instance whose configuration does not say.
+DEFAULT_PARALLEL = 4
+# Below this a chat with some history, or one document, no longer fits.
+SMALL_CONTEXT_TOKENS = 4096
+
+NOT_ON_NETWORK = (
+    "LM Studio listens on this machine only, so its worker has to stay here; to serve the network, "
+    "type: lms server start --bind 0.0.0.0"
+)
+
+_BUSY = Verdict("instance_busy", action="wait")
+_NOT_ALLOWED = Verdict("load_not_allowed", permanent=True, action="none")
+
+
+class LmStudioBackend(EngineBackend):
+    """One LM Studio server, of any version."""
+
+    name = "lm_studio"
+
+    def __init__(self, config: WorkerConfig, spool: Spool) -> None:
+        super().__init__(config, spool)
+        self._ours = spool.own_instances()
+        self._loading = 0
+        self._native = False
+        self._network_notes: list[str] | None = None
+
+    @property
+    def discover_every_s(self) -> float:
+        every_s = super().discover_every_s
+        return min(every_s, self.config.loading_poll_s) if self._loading else every_s
+
+    async def look(self) -> Capacity:
+        """Ask the newest API that this version has."""
+        capacity = await self._models()
+        if self._network_notes is None:
+            self._network_notes = await network_notes(self.config)
+        return msgspec.structs.replace(capacity, notes=[*capacity.notes, *self._network_notes])
+
+    async def _models(self) -> Capacity:
+        self._native = False
+        for path, read in (("/api/v1/models", self._read_v1), ("/api/v0/models", self._read_v0)):
+            try:
+                capacity = read(await self.endpoint.get(path))
+            except ServerError as error:
+                if error.verdict.code != "wrong_endpoint":
+                    raise
+                continue
+            if capacity is not None:
+                return capacity
+        return self._read_openai(await self.endpoint.get("/v1/models"))
+
+    def answers_to(self, instance: InstanceInfo) -> frozenset[str]:
+        if instance.kind == "embedding":
+            return frozenset()
+        return frozenset({instance.instance_id, instance.model, *instance.variants})
+
+    # --- reading its three model lists ---
+
+    def _read_v1(self, answer: Any) -> Capacity | None:
+        models = answer.get("models") if isinstance(answer, dict) else None
+        if not isinstance(models, list):
+            return None
+        self._native = True
+        instances: list[InstanceInfo] = []
+        catalog: list[CatalogModel] = []
+        for model in models:
+            if isinstance(model, dict) and model.get("key"):
+                instances += self._v1_instances(model)
+                catalog.append(_v1_catalog(model))
+        gone = self._ours - {instance.instance_id for instance in instances}
+        if gone and not self._loading:
+            self._keep_ours(self._ours - gone)
+        return Capacity(
+            instances=instances, catalog=catalog, may_load=self.config.may_load, notes=_notes(instances)
+        )
+
+    def _v1_instances(self, model: dict[str, Any]) -> list[InstanceInfo]:
+        key = str(model["key"])
+        embedder = model.get("type") == "embedding"
+        selected = model.get("selected_variant")
+        found = []
+        for loaded in _dicts(model.get("loaded_instances")):
+            config = loaded["config"] if isinstance(loaded.get("config"), dict) else {}
+            instance_id = str(loaded.get("id") or key)
+            names = [str(selected)] if selected else []
+            found.append(
+                InstanceInfo(
+                    instance_id=instance_id,
+                    model=key,
+                    kind="embedding" if embedder else "llm",
+                    slots=1 if embedder else self._slots(config.get("parallel")),
+                    context_tokens=_count(config.get("context_length")),
+                    ours=instance_id in self._ours,
+                    variants=[name for name in names if name != key],
+                )
+            )
+        return found
+
+    def _slots(self, parallel: Any) -> int:
+        slots = _count(parallel) or DEFAULT_PARALLEL
+        return min(slots, self.config.slots) if self.config.slots else slots
+
+    def _read_v0(self, answer: Any) -> Capacity | None:
+        """Read the list of 0.3.6 and later; these run one prediction at a time and queue the others unseen."""
+        models = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(models, list):
+            return None
+        instances: list[InstanceInfo] = []
+        catalog: list[CatalogModel] = []
+        for model in _dicts(models):
+            key = str(model.get("id") or "")
+            kind = "embedding" if model.get("type") == "embeddings" else "llm"
+            if not key:
+                continue
+            catalog.append(
+                CatalogModel(model=key, kind=kind, context_tokens=_count(model.get("max_context_length")))
+            )
+            if model.get("state") == "loaded":
+                context = _count(model.get("loaded_context_length"))
+                slots = 1 if kind == "embedding" else max(self.config.slots, 1)
+                instances.append(
+                    InstanceInfo(instance_id=key, model=key, kind=kind, slots=slots, context_tokens=context)
+                )
+        old = "this LM Studio is older than 0.4: lmq cannot load models there, and runs one job per model at a time"
+        return Capacity(instances=instances, catalog=catalog, notes=[*_notes(instances, parallel=False), old])
+
+    def _read_openai(self, answer: Any) -> Capacity:
+        names = model_names(answer)
+        if names is None:
+            raise ServerError(
+                "no list of models at /api/v1/models, /api/v0/models or /v1/models; is this LM Studio?"
+            )
+        instances = [
+            InstanceInfo(
+                instance_id=name,
+                model=name,
+                kind="embedding" if is_embedder(name) else "llm",
+                slots=max(self.config.slots, 1),
+            )
+            for name in names
+        ]
+        old = "this LM Studio is older than 0.3.6: lmq cannot see which models are loaded; update it"
+        return Capacity(instances=instances, slots=max(self.config.slots, 1), notes=[old])
+
+    # --- loading ---
+
+    async def load(self, model: str, context_tokens: int) -> ErrorInfo | None:
+        """Load a model, unless it is loaded already: a second load would make a second copy."""
+        self._loading += 1
+        self.wake.set()
+        try:
+            self._check_native()
+            loaded = _loaded((await self.look()).instances, model)
+            if loaded is not None:
+                return None
+            body: dict[str, Any] = {"model": model, "echo_load_config": True}
+            if context_tokens:
+                body["context_length"] = context_tokens
+            answer = await self.endpoint.post(
+                "/api/v1/models/load", body, timeout_s=self.config.load_timeout_s
+            )
+            instance_id = answer.get("instance_id") if isinstance(answer, dict) else None
+            if not instance_id:
+                raise ServerError("the server did not say which instance it loaded")
+            self._keep_ours(self._ours | {str(instance_id)})
+        except AttemptFailed as failure:
+            return failure.info()
+        finally:
+            self._loading -= 1
+        return None
+
+    async def unload(self, instance_id: str) -> ErrorInfo | None:
+        """Unload an instance that nothing runs on; one that is not loaded is no error."""
+        try:
+            self._check_native()
+            if self.busy(instance_id):
+                raise AttemptFailed(_BUSY, f"{instance_id!r} still has jobs", instance_id=instance_id)
+            loaded = {instance.instance_id for instance in (await self.look()).instances}
+            if instance_id in loaded:
+                await self.endpoint.post(
+                    "/api/v1/models/unload",
+                    {"instance_id": instance_id},
+                    timeout_s=self.config.load_timeout_s,
+                )
+            self._keep_ours(self._ours - {instance_id})
+        except AttemptFailed as failure:
+            return failure.info()
+        return None
+
+    def _check_native(self) -> None:
+        if not self.config.may_load:
+            raise AttemptFailed(_NOT_ALLOWED, "this worker was started with --no-load")
+        if not self._native:
+            raise AttemptFailed(
+                _NOT_ALLOWED, "this LM Studio has no API to load models; version 0.4 or later has"
+            )
+
+    def _keep_ours(self, instance_ids: set[str]) -> None:
+        if instance_ids != self._ours:
+            self._ours = instance_ids
+            self.spool.keep_own_instances(instance_ids)
+
+
+async def greets(endpoint: Endpoint) -> bool:
+    """Tell whether a server says that it is LM Studio.
+
+    Raises:
+        Unreachable: nobody answers.
+    """
+    try:
+        answer = await endpoint.get(GREETING)
+    except Unreachable:
+        raise
+    except AttemptFailed:
+        return False
+    return isinstance(answer, dict) and answer.get("lmstudio") is True
+
+
+def _v1_catalog(model: dict[str, Any]) -> CatalogModel:
+    variants = model.get("variants")
+    names = [_variant_name(one) for one in variants] if isinstance(variants, list) else []
+    return CatalogModel(
+        model=str(model["key"]),
+        kind="embedding" if model.get("type") == "embedding" else "llm",
+        size_bytes=_count(model.get("size_bytes")),
+        context_tokens=_count(model.get("max_context_length")),
+        variants=[name for name in names if name],
+    )
+
+
+def _variant_name(variant: Any) -> str:
+    if isinstance(variant, dict):
+        return str(variant.get("key") or variant.get("name") or variant.get("id") or "")
+    return str(variant)
+
+
+def _loaded(instances: list[InstanceInfo], model: str) -> InstanceInfo | None:
+    """Return an instance that a model's name already stands for."""
+    for instance in instances:
+        if model in (instance.instance_id, instance.model, *instance.variants):
+            return instance
+    return None
+
+
+def _notes(instances: list[InstanceInfo], *, parallel: bool = True) -> list[str]:
+    """Return what an operator should know about what is loaded."""
+    notes = []
+    for instance in instances:
+        if instance.kind == "embedding":
+            continue
+        if 0 < instance.context_tokens < SMALL_CONTEXT_TOKENS:
+            notes.append(
+                f"{instance.instance_id} has a context of {instance.context_tokens} tokens only; "
+                f"type: lms load {instance.model} --context-length 8192"
+            )
+        if parallel and instance.slots == 1:
+            notes.append(
+                f"{instance.instance_id} runs one job at a time; type: lms load {instance.model} --parallel 4"
+            )
+    return notes
+
+
+async def network_notes(config: WorkerConfig) -> list[str]:
+    """Return what to say when the broker is on another machine and LM Studio listens on this one only."""
+    endpoint = urlsplit(config.endpoint)
+    brokers = [urlsplit(address) for address in config.broker]
+    remote = [one for one in brokers if one.scheme == "tcp" and one.hostname not in LOOPBACK]
+    if endpoint.hostname not in LOOPBACK or not remote:
+        return []
+    # Connecting a datagram socket sends nothing; it only makes the system choose an address of ours.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((remote[0].hostname, remote[0].port or 9))
+        except OSError:
+            return []
+        address = str(probe.getsockname()[0])
+    try:
+        async with asyncio.timeout(config.connect_timeout_s):
+            _, writer = await asyncio.open_connection(address, endpoint.port or 80)
+    except (OSError, TimeoutError):
+        return [NOT_ON_NETWORK]
+    writer.close()
+    return []
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
