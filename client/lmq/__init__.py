@@ -1,0 +1,181 @@
+"""The Python SDK of lmq: submit jobs to a fair, durable queue for local LLM servers, and read what becomes of them.
+
+    import lmq
+
+    with lmq.Client() as q:
+        job = q.chat("Why is the sky blue?", model="fast")
+        for piece in job.stream():
+            print(piece, end="")
+        print(job.result().usage)
+
+`AsyncClient` has the same names with `await`. The public names are those in `__all__`; modules whose name begins with
+an underscore are nobody else's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmq import errors
+from lmq._payloads import ChatOptions, Draft, JobMatch, JobOptions, UpdateOptions
+from lmq._sync import Client
+from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
+from lmq._version import __version__
+from lmq.drafts import chat_draft, complete_draft, draft, embed_drafts
+from lmq.errors import (
+    AttemptMoved,
+    BackupFailed,
+    BadConfig,
+    BadField,
+    BadPayload,
+    ClientClosed,
+    CursorExpired,
+    DiskFull,
+    IdempotencyConflict,
+    JobCancelled,
+    JobDead,
+    JobExpired,
+    JobNotDone,
+    LimitReached,
+    LmqError,
+    NotAllowed,
+    NotFound,
+    NotReachable,
+    PartlyRefused,
+    ProtocolError,
+    QueueDraining,
+    Stopping,
+    StreamRestarted,
+    TooLarge,
+    UnknownModel,
+    UpgradeRequired,
+    WaitTimeout,
+    WrongState,
+)
+from lmq.results import (
+    ChatResult,
+    EmbedResult,
+    ErrorInfo,
+    Event,
+    HealthReply,
+    Hold,
+    InstanceInfo,
+    JobStatus,
+    Json,
+    ModelView,
+    Outcome,
+    Piece,
+    Progress,
+    QueueSize,
+    QueueView,
+    Reason,
+    Restart,
+    Tick,
+    Usage,
+    Why,
+    WorkerState,
+    WorkerView,
+)
+from lmq_proto.events import Kind
+from lmq_proto.states import FINAL, OPEN, Phase, State
+
+if TYPE_CHECKING:
+    from lmq._async import AsyncClient
+    from lmq._async_job import AsyncEmbedJob, AsyncEventStream, AsyncJob, AsyncPipeline
+
+__all__ = [
+    "FINAL",
+    "OPEN",
+    "AsyncClient",
+    "AsyncEmbedJob",
+    "AsyncEventStream",
+    "AsyncJob",
+    "AsyncPipeline",
+    "AttemptMoved",
+    "BackupFailed",
+    "BadConfig",
+    "BadField",
+    "BadPayload",
+    "ChatOptions",
+    "ChatResult",
+    "Client",
+    "ClientClosed",
+    "CursorExpired",
+    "DiskFull",
+    "Draft",
+    "EmbedJob",
+    "EmbedResult",
+    "ErrorInfo",
+    "Event",
+    "EventStream",
+    "HealthReply",
+    "Hold",
+    "IdempotencyConflict",
+    "InstanceInfo",
+    "Job",
+    "JobCancelled",
+    "JobDead",
+    "JobExpired",
+    "JobMatch",
+    "JobNotDone",
+    "JobOptions",
+    "JobStatus",
+    "Json",
+    "Kind",
+    "LimitReached",
+    "LmqError",
+    "ModelView",
+    "NotAllowed",
+    "NotFound",
+    "NotReachable",
+    "Outcome",
+    "PartlyRefused",
+    "Phase",
+    "Piece",
+    "Pipeline",
+    "Progress",
+    "ProtocolError",
+    "QueueDraining",
+    "QueueSize",
+    "QueueView",
+    "Reason",
+    "Restart",
+    "State",
+    "Stopping",
+    "StreamRestarted",
+    "Tick",
+    "TooLarge",
+    "UnknownModel",
+    "UpdateOptions",
+    "UpgradeRequired",
+    "Usage",
+    "WaitTimeout",
+    "Why",
+    "WorkerState",
+    "WorkerView",
+    "WrongState",
+    "__version__",
+    "chat_draft",
+    "complete_draft",
+    "draft",
+    "embed_drafts",
+    "errors",
+]
+
+
+_LATER = {
+    "AsyncClient": "lmq._async",
+    "AsyncEmbedJob": "lmq._async_job",
+    "AsyncEventStream": "lmq._async_job",
+    "AsyncJob": "lmq._async_job",
+    "AsyncPipeline": "lmq._async_job",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the async face when it is first named: who does not use it does not pay for it."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'lmq' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)
