@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from dataclasses import MISSING, Field, fields
 from types import FrameType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -71,16 +70,16 @@ def _option(field: Field[Any], kind: Any) -> click.Option:
     name = field.name.replace("_", "-")
     default = DEFAULT_PORT if field.name == "port" else field.default
     assert default is not MISSING
+    help_text = KNOB_HELP[field.name]
     if kind is bool:
-        declared, settings = f"--{name}/--no-{name}", {}
-    elif get_origin(kind) is tuple:
-        declared, settings = f"--{name}", {"multiple": True, "metavar": "MODEL"}
-    else:
-        choices = get_args(kind)
-        declared, settings = f"--{name}", {"type": click.Choice(choices) if choices else kind}
-    return click.Option(
-        [declared], default=default, show_default=True, help=KNOB_HELP[field.name], **settings
-    )
+        return click.Option([f"--{name}/--no-{name}"], default=default, show_default=True, help=help_text)
+    if get_origin(kind) is tuple:
+        return click.Option(
+            [f"--{name}"], default=default, multiple=True, metavar="MODEL", show_default=True, help=help_text
+        )
+    choices = get_args(kind)
+    shape = click.Choice(choices) if choices else kind
+    return click.Option([f"--{name}"], default=default, type=shape, show_default=True, help=help_text)
 
 
 def _options() -> list[click.Parameter]:
@@ -101,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -78,13 +78,13 @@ class Engine:
         Raises:
             Refused: unknown model, nothing loaded, no memory, or a model of the wrong kind.
         """
-        self.advance(now_ms)
+        arrived_ms, now_ms = now_ms, self._own_time(now_ms)
         self.counters.requests += 1
         instance = self.memory.instance_for(
             model, embed=kind is Kind.EMBED, ttl_s=ttl_s, context_length=context_length, now_ms=now_ms
         )
         instance.last_used_ms = now_ms
-        ticket = self._ticket(kind, instance, now_ms)
+        ticket = self._ticket(kind, instance, arrived_ms)
         ticket.prompt_tokens = prompt_tokens
         ticket.strings = strings
         if prepare is not None:
@@ -94,15 +94,14 @@ class Engine:
             self.crash(instance, now_ms, waiting=ticket)
             return ticket
         instance.waiting.append(ticket)
+        self._resume(instance, now_ms)
         self.counters.max_waiting = max(self.counters.max_waiting, len(instance.waiting))
-        if instance.is_loaded and instance.work is None:
-            self._choose(instance, now_ms)
         self.advance(now_ms)
         return ticket
 
     def load(self, key: str, *, context_length: int | None, now_ms: float) -> Ticket:
         """Load one more instance of a model; the ticket ends when it is ready."""
-        self.advance(now_ms)
+        now_ms = self._own_time(now_ms)
         instance = self.memory.load(key, context_length=context_length, now_ms=now_ms)
         ticket = self._ticket(Kind.LOAD, instance, now_ms)
         instance.waiting.append(ticket)
@@ -115,7 +114,7 @@ class Engine:
         Raises:
             Refused: there is no such instance.
         """
-        self.advance(now_ms)
+        now_ms = self._own_time(now_ms)
         instance = self.memory.instances.get(instance_id)
         if instance is None:
             raise Refused(failures.unknown_instance(instance_id))
@@ -142,7 +141,7 @@ class Engine:
         A request that writes gives its slot back at once; one whose prompt is being read keeps the slot until the
         prompt is done; one that waits still gets its turn, unless a knob says otherwise.
         """
-        self.advance(now_ms)
+        now_ms = self._own_time(now_ms)
         if ticket.is_final:
             return
         ticket.client_left = True
@@ -198,6 +197,11 @@ class Engine:
                 self.counters.expirations += 1
                 self.remove(instance, now_ms)
 
+    def _own_time(self, now_ms: float) -> float:
+        """Do what is due, and return what time it is for the instances: while stalled, it stands still."""
+        self.advance(now_ms)
+        return now_ms if self._stalled_since_ms is None else self._stalled_since_ms
+
     def _next_at_work(self, now_ms: float) -> Instance | None:
         chosen: Instance | None = None
         earliest_ms = now_ms
@@ -250,12 +254,15 @@ class Engine:
             self._choose(instance, at_ms)
 
     def _resume(self, instance: Instance, now_ms: float) -> None:
-        """A slot came free from outside; a decode step under way goes on, but nothing waits for it in vain."""
-        work = instance.work
-        if work is not None and work.ticket is not None and work.ticket.is_final:
+        """A request came or went between two pieces of work: fill the slots, and go on if nothing is under way."""
+        if not instance.is_loaded or instance.id not in self.memory.instances:
+            return
+        if instance.work is not None and instance.work.ticket is not None and instance.work.ticket.is_final:
             instance.work = None
-        if instance.is_loaded and instance.work is None and instance.id in self.memory.instances:
+        if instance.work is None:
             self._choose(instance, now_ms)
+        else:
+            self._admit(instance, now_ms)
 
     def _choose(self, instance: Instance, now_ms: float) -> None:
         """Give free slots to who waits, then decide what the instance does next."""

@@ -93,8 +93,8 @@ def _response(server: Server, ticket: Ticket, response_id: str, status: str) -> 
     thought = text_of(ticket, Channel.REASONING)
     if thought:
         output.append({"type": "reasoning", "content": [{"type": "reasoning_text", "text": thought}]})
-    for call in tool_calls(server, ticket):
-        output.append({"type": "function_call", "call_id": call["id"], **call["function"]})
+    calls = tool_calls(server, ticket)
+    output += [{"type": "function_call", "call_id": call["id"], **call["function"]} for call in calls]
     said = text_of(ticket, Channel.CONTENT)
     if said:
         content = [{"type": "output_text", "text": said, "annotations": []}]

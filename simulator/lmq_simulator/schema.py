@@ -59,7 +59,7 @@ class _Filler:
             case "integer":
                 return self._integer(schema, path)
             case "number":
-                return float(self._integer(schema, path))
+                return self._number(schema, path)
             case "boolean":
                 return digest(self._seed, path) % 2 == 0
             case _:
@@ -120,6 +120,13 @@ class _Filler:
         while len(word) < int(schema.get("minLength", 0)):
             word += " " + word
         return word[: int(schema["maxLength"])] if "maxLength" in schema else word
+
+    def _number(self, schema: dict[str, Any], path: str) -> float:
+        low = schema.get("minimum", schema.get("exclusiveMinimum"))
+        high = schema.get("maximum", schema.get("exclusiveMaximum"))
+        if low is None or high is None or "multipleOf" in schema:
+            return float(self._integer(schema, path))
+        return (float(low) + float(high)) / 2
 
     def _integer(self, schema: dict[str, Any], path: str) -> int:
         step = int(schema.get("multipleOf", 1)) or 1

@@ -201,10 +201,9 @@ class Connection(asyncio.Protocol):
             await self._server.answer(request, Reply(self))
         finally:
             self._task = None
-        if self._transport is None:
-            return
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-            self.close()
+            if not self._is_answered():
+                self.close()
+        if self._transport is None or not self._is_answered():
             return
         config = self._server.config
         if config.close_after_reply_ratio and self._server.chance.random() < config.close_after_reply_ratio:
@@ -218,6 +217,9 @@ class Connection(asyncio.Protocol):
             self._refuse(400)
         if self._is_answering():
             self._stay_awake()
+
+    def _is_answered(self) -> bool:
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     def _is_answering(self) -> bool:
         return self._task is not None
