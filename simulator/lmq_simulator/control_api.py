@@ -48,16 +48,19 @@ async def crash(call: Call) -> None:
 async def inject(call: Call) -> None:
     """POST /simulator/inject {"fault", "count"?, "after_pieces"?, "text"?, "status"?}: fail the next requests."""
     body = body_of(call.request)
+    text, status = body.get("text"), body.get("status")
+    if not isinstance(text, str | None) or not isinstance(status, int | None):
+        raise Refused(Failure("'text' must be a string, 'status' an integer"))
     try:
         inject_fault(
             call.server,
             str(body.get("fault")),
             count=int(body.get("count", 1)),
             after_pieces=int(body.get("after_pieces", AFTER_PIECES)),
-            text=body.get("text"),
-            status=body.get("status"),
+            text=text,
+            status=status,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Refused(Failure(str(error))) from error
     call.reply.json({"waiting": call.server.injections.waiting})
 

@@ -98,6 +98,11 @@ def embed_batch_too_large() -> Failure:
     return Failure("Failed to embed: llama_decode returned -1", status=500)
 
 
+def bad_grammar() -> Failure:
+    """The schema of an answer cannot be turned into a grammar."""
+    return Failure("failed to parse grammar")
+
+
 def token_missing() -> Failure:
     """A token is required and none came."""
     text = "An LM Studio API token is required for this server; send it in the Authorization header."

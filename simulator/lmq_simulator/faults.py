@@ -64,7 +64,7 @@ FAULTS: dict[str, Fault] = {
     # What the request itself got wrong.
     "unknown_model": Fault(failures.unknown_model("model")),
     "bad_response_format": Fault(Failure("'response_format.type' must be 'json_schema' or 'text'")),
-    "bad_grammar": Fault(Failure("failed to parse grammar")),
+    "bad_grammar": Fault(failures.bad_grammar()),
     "template": Fault(
         Failure(
             _ENGINE + "applyPromptTemplate request returned 500: Jinja Exception: roles must alternate", 500

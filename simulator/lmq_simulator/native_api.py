@@ -264,7 +264,7 @@ def _conversation(server: Server, body: Mapping[str, Any]) -> list[Mapping[str, 
     messages: list[Mapping[str, Any]] = []
     previous = body.get("previous_response_id")
     if previous is not None:
-        if previous not in server.stored:
+        if not isinstance(previous, str) or previous not in server.stored:
             raise _invalid(f"No response with the id '{previous}' is stored.", "response_not_found")
         messages += server.stored[previous]
     elif isinstance(body.get("system_prompt"), str):

@@ -204,6 +204,8 @@ def wish_of(body: Mapping[str, Any], **known: Any) -> Wish:
     stops = body.get("stop") or ()
     if isinstance(stops, str):
         stops = (stops,)
+    if not isinstance(stops, (list, tuple)):
+        raise Refused(Failure("'stop' field must be a string or an array of strings"))
     known.setdefault("reasons", body.get("reasoning_effort") != "none")
     return Wish(
         seed=seed if isinstance(seed, int) else 0,

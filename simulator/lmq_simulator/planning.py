@@ -11,7 +11,8 @@ import msgspec
 
 from lmq_simulator import text
 from lmq_simulator.config import ModelSpec, SimulatorConfig
-from lmq_simulator.records import Channel, Piece, Plan
+from lmq_simulator.failures import bad_grammar
+from lmq_simulator.records import Channel, Piece, Plan, Refused
 from lmq_simulator.schema import instance_of
 
 # What a chat template adds to each message, in tokens.
@@ -63,7 +64,11 @@ def raw_prompt(prompt: str) -> Prompt:
 
 
 def plan(prompt: Prompt, wish: Wish, model: ModelSpec, config: SimulatorConfig) -> Plan:
-    """Decide what a model answers."""
+    """Decide what a model answers.
+
+    Raises:
+        Refused: the schema that the answer should have is none.
+    """
     seed = text.digest(config.seed, wish.seed, prompt.earlier)
     reasoning = 0
     if wish.reasons:
@@ -72,7 +77,7 @@ def plan(prompt: Prompt, wish: Wish, model: ModelSpec, config: SimulatorConfig) 
     if tool is not None:
         return _cut_short(_tool_plan(tool, seed, prompt, reasoning), wish.max_tokens)
     if wish.schema is not None:
-        said = msgspec.json.encode(instance_of(wish.schema, seed=text.digest(seed, prompt.last))).decode()
+        said = _constrained(wish.schema, text.digest(seed, prompt.last))
         return _text_plan(
             prompt.last, seed, 0, reasoning, config.reasoning_style, wish.max_tokens, wish.stops, said
         )
@@ -114,11 +119,20 @@ def _reasoning(prompt: str, seed: int, tokens: int, style: str) -> list[Piece]:
 
 
 def _tool_plan(tool: Mapping[str, Any], seed: int, prompt: Prompt, reasoning: int) -> Plan:
-    arguments = instance_of(tool.get("parameters", {"type": "object"}), seed=text.digest(seed, prompt.last))
-    written = msgspec.json.encode(arguments if arguments is not None else {}).decode()
+    schema = tool.get("parameters", {"type": "object"})
+    written = _constrained(schema, text.digest(seed, prompt.last))
     pieces = [Piece(Channel.TOOL_CALL, str(tool.get("name", "")))]
     pieces += [Piece(Channel.TOOL_ARGUMENTS, one) for one in text.pieces_of(written)]
     return Plan((*_reasoning(prompt.last, seed, reasoning, "field"), *pieces), "tool_calls", "toolCalls")
+
+
+def _constrained(schema: Any, seed: int) -> str:
+    try:
+        value = instance_of(schema, seed=seed)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        # What is wrong in a schema shows only while it is read, in as many ways as there are keywords.
+        raise Refused(bad_grammar()) from error
+    return msgspec.json.encode({} if value is None else value).decode()
 
 
 def _tool_to_call(prompt: Prompt, wish: Wish) -> Mapping[str, Any] | None:

@@ -120,7 +120,7 @@ def _conversation(server: Server, body: Mapping[str, Any]) -> Messages:
         messages.append({"role": "system", "content": body["instructions"]})
     previous = body.get("previous_response_id")
     if previous is not None:
-        if previous not in server.stored:
+        if not isinstance(previous, str) or previous not in server.stored:
             raise _invalid(
                 f"No response with the id '{previous}' is stored.", "previous_response_id", "not_found"
             )

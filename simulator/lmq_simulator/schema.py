@@ -9,6 +9,9 @@ from lmq_simulator.text import digest
 # A schema may refer to itself; below this depth only what is required is filled in, far below it nothing.
 _MAX_DEPTH = 12
 
+# No string or array is made longer than this, whatever the schema asks for.
+_MAX_LENGTH = 10_000
+
 _STRINGS_BY_FORMAT = {
     "date": "2026-01-01",
     "date-time": "2026-01-01T12:00:00Z",
@@ -109,7 +112,7 @@ class _Filler:
             for at, item in enumerate(schema.get("prefixItems", []))
         ]
         wanted = max(int(schema.get("minItems", 0)), 1 if depth < 3 and "items" in schema else 0)
-        wanted = min(wanted, int(schema.get("maxItems", wanted)))
+        wanted = min(wanted, int(schema.get("maxItems", wanted)), _MAX_LENGTH)
         rest = range(len(first), wanted)
         return first + [self.fill(schema.get("items", {}), f"{path}/{at}", depth + 1) for at in rest]
 
@@ -117,7 +120,7 @@ class _Filler:
         if schema.get("format") in _STRINGS_BY_FORMAT:
             return _STRINGS_BY_FORMAT[schema["format"]]
         word = _WORDS[digest(self._seed, path) % len(_WORDS)]
-        while len(word) < int(schema.get("minLength", 0)):
+        while len(word) < min(int(schema.get("minLength", 0)), _MAX_LENGTH):
             word += " " + word
         return word[: int(schema["maxLength"])] if "maxLength" in schema else word
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lmq_simulator import ThreadedSimulator
+from lmq_simulator import ModelSpec, ThreadedSimulator
 from lmq_simulator.faults import FAULTS
 
 Start = Callable[..., tuple[ThreadedSimulator, httpx.Client]]
@@ -18,6 +18,7 @@ Start = Callable[..., tuple[ThreadedSimulator, httpx.Client]]
 MODEL = "qwen/qwen3-8b"
 OTHER = "meta/llama-3.1-8b"
 EMBEDDER = "text-embedding-nomic-embed-text-v1.5"
+SMALL_MODELS = (ModelSpec(MODEL), ModelSpec(EMBEDDER, type="embeddings", dimensions=4))
 TOKEN = "sk-lm-abcd1234:abcdefghij0123456789"
 CHAT = "/v1/chat/completions"
 
@@ -404,6 +405,47 @@ def test_every_fault_that_can_be_injected_fails_one_request(start: Start, name: 
             assert (fault.failure.text or "custom words")[:20] in text.replace('\\"', '"')
             assert response.status_code == (200 if fault.where == "stream" else fault.failure.status)
     assert client.post(CHAT, json=question()).json()["choices"][0]["finish_reason"] == "stop"
+
+
+NONSENSE: list[Any] = [None, True, 3, -1.5, "x", [], [1], [[]], {}, {"type": "json_schema"}, 10**30]
+FIELDS = {
+    CHAT: ("model", "messages", "max_tokens", "seed", "stop", "stream", "stream_options", "ttl", "tools",
+           "tool_choice", "response_format", "reasoning_effort"),
+    "/v1/completions": ("prompt", "stop"),
+    "/v1/embeddings": ("input", "model"),
+    "/v1/responses": ("input", "text", "tools", "reasoning", "previous_response_id", "max_output_tokens"),
+    "/api/v1/chat": ("input", "system_prompt", "max_output_tokens", "previous_response_id", "context_length"),
+    "/api/v1/models/load": ("model", "context_length"),
+    "/api/v1/models/unload": ("instance_id",),
+    "/simulator/inject": ("fault", "count", "after_pieces", "text", "status"),
+    "/simulator/knobs": ("answer_tokens", "overflow", "api_token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_nonsense_in_any_field_gets_an_answer(start: Start, path: str) -> None:
+    simulator, client = start(models=SMALL_MODELS, loaded=(MODEL, EMBEDDER))
+    model = EMBEDDER if path == "/v1/embeddings" else MODEL
+    whole = {**question(), "prompt": "x", "input": "x", "fault": "model_crashed", "instance_id": MODEL}
+    for field in FIELDS[path]:
+        for value in NONSENSE:
+            body = {name: whole[name] for name in FIELDS[path] if name in whole} | {
+                "model": model,
+                field: value,
+            }
+            response = client.post(path, json=body)
+            assert response.status_code in (200, 400, 404)
+            simulator.reset()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [None, 3, {"enum": 3}, {"type": "string", "minLength": "x"}, {"properties": 3}, {"$ref": "#/x/y"}],
+)
+def test_a_schema_that_is_none_gets_an_answer(start: Start, schema: Any) -> None:
+    _simulator, client = start()
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert client.post(CHAT, json=question(response_format=wanted)).status_code in (200, 400)
 
 
 # The control routes.
