@@ -52,6 +52,7 @@ ENLIST = Enlist(
     backend="b",
     capacity=Capacity(),
 )
+FAULTS = st.sampled_from(["connection", "broker", "worker"])
 CHANNELS = st.sampled_from(["content", "reasoning"])
 INSTANCES = st.sampled_from(["i", "j"])
 
@@ -87,6 +88,7 @@ class WorkerAndBroker(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.do(self.core.start(self.now_ms))
+        self.exchange()
 
     # --- carrying out what the core says ---
 
@@ -157,6 +159,7 @@ class WorkerAndBroker(RuleBasedStateMachine):
             held = {(one.job_id, one.epoch, one.attempt) for one in message.held}
             lost = [key for key in self.leases if key not in held]
             for key in lost:
+                assert key not in self.ended, "an end was kept and not offered"
                 del self.leases[key]
             strange = [Held(job_id=k[0], epoch=k[1], attempt=k[2]) for k in held if k not in self.leases]
             stop = [one for one in strange if (one.job_id, one.epoch, one.attempt) not in self.acked]
@@ -245,25 +248,38 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.do(self.core.tick(self.now_ms))
 
     @rule()
-    def block(self) -> None:
-        self.core.send_blocked()
+    def exchange(self) -> None:
+        """Let all that is on its way arrive, answers to it too."""
+        while self.wire.to_broker or self.wire.to_worker:
+            self.deliver_to_broker(100)
+            self.deliver_to_worker(100)
+            self.do(self.core.flush(self.now_ms))
 
-    @rule()
-    def unblock(self) -> None:
-        self.do(self.core.send_unblocked(self.now_ms))
+    @rule(blocked=st.booleans())
+    def fill_or_empty_the_pipe(self, blocked: bool) -> None:
+        if blocked:
+            self.core.send_blocked()
+        else:
+            self.do(self.core.send_unblocked(self.now_ms))
 
-    @rule()
-    def lose_connection(self) -> None:
-        self.cut()
+    @rule(fault=FAULTS, reconnects=st.booleans())
+    def fail(self, fault: str, reconnects: bool) -> None:
+        """Let one thing go wrong; then, perhaps, let the worker find out and enlist again."""
+        match fault:
+            case "connection":
+                self.cut()
+            case "broker":
+                self.cut()
+                self.epoch += 1
+                for mark, pieces in self.pieces.items():
+                    del pieces[self.durable.get(mark, 0) :]
+            case "worker":
+                self.kill_worker()
+        if reconnects:
+            self.do(self.core.send_unblocked(self.now_ms))
+            self.pass_time(1000)
+            self.exchange()
 
-    @rule()
-    def restart_broker(self) -> None:
-        self.cut()
-        self.epoch += 1
-        for mark, pieces in self.pieces.items():
-            del pieces[self.durable.get(mark, 0) :]
-
-    @rule()
     def kill_worker(self) -> None:
         self.cut()
         self.running.clear()
@@ -295,10 +311,7 @@ class WorkerAndBroker(RuleBasedStateMachine):
             if self.known:
                 self.push(Heartbeat())
             self.do(self.core.tick(self.now_ms))
-            while self.wire.to_broker or self.wire.to_worker:
-                self.deliver_to_broker(100)
-                self.deliver_to_worker(100)
-                self.do(self.core.flush(self.now_ms))
+            self.exchange()
         assert self.core.session is Session.ENLISTED
         assert self.core.unacked == []
         assert self.spool == {}
@@ -310,6 +323,10 @@ class WorkerAndBroker(RuleBasedStateMachine):
             if key in self.leases:
                 said = "".join(piece.text for piece in self.pieces.get(mark, []))
                 assert said == self.said.get(mark, "")
+        while self.running:
+            self.end(0, "complete")
+            self.exchange()
+        assert self.core.settled, "something waits for its place for ever"
 
 
 TestWorkerAndBroker = WorkerAndBroker.TestCase
