@@ -75,6 +75,8 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
         return
     jobs.drop_tombstones(state, out, now)
     over = len(state.finished) - state.settings.jobs_kept
+    if state.host.journal_bytes > state.settings.journal_bytes:
+        over = max(over, min(len(state.finished), state.settings.retention_step))
     nobody = Context(PeerId(b""))
     if over > 0:
         oldest = iter(state.finished)

@@ -35,7 +35,9 @@ def hello(state: BrokerState, out: Out, stimulus: Received, command: Hello, now:
         request_id=command.request_id, protocol=protocol, software=state.software, broker_id=state.broker_id,
         epoch=state.epoch, user=who.user, role=who.role, wall_ms=now.wall_ms,
         heartbeat_ms=state.settings.client_heartbeat_ms, payload_bytes=state.settings.payload_bytes,
-        results_credit_bytes=bounds.RESULTS_CREDIT_BYTES, cursor=state.last_seq,
+        results_credit_bytes=bounds.RESULTS_CREDIT_BYTES,
+            events_port=state.host.events_port if stimulus.credential.transport != "ipc" else 0,
+            events_path=state.host.events_path if stimulus.credential.transport == "ipc" else "", cursor=state.last_seq,
     ))  # fmt: skip
 
 

@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True):
     jobs_open_per_user: int = 1_000_000
     jobs_kept: int = 1_000_000
     """Final jobs kept; the oldest go first beyond it."""
+    journal_bytes: int = 16 * 1024**3
+    """What the journal may take on disk before the oldest final jobs go."""
     tombstones: int = 200_000
     tombstone_ms: int = 7 * bounds.DAY_MS
     sessions: int = 20_000

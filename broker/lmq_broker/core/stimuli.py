@@ -80,6 +80,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     commit_p50_us: int = 0
     commit_p99_us: int = 0
     memory_bytes: int = 0
+    events_port: int = 0
+    events_path: str = ""
 
 
 class TurnEnded(msgspec.Struct, frozen=True):

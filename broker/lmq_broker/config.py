@@ -1,0 +1,195 @@
+"""The broker's settings: file under environment under command line, each with its unit and default.
+
+The only file of the broker that reads the environment. The TOML file holds how a daemon starts and the defaults of
+jobs; what commands change (pauses, limits) lives in the journal.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from lmq_broker.core.settings import TASK_DEFAULTS, Settings, TaskDefaults
+from lmq_proto import bounds
+
+PORT = 7766
+EVENTS_PORT = 7767
+_PREFIX = "LMQ_BROKER_"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names file, field and what is allowed."""
+
+
+class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Defaults of one task type, `[broker.tasks.NAME]`. Absent: as lmq has it."""
+
+    queue: str | None = None
+    priority: int | None = None
+    failures: int | None = None
+    timeout_s: float | None = None
+    keep_s: float | None = None
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[broker]` of the configuration file."""
+
+    data: str = ""
+    """Folder of the journal; empty: the user's data folder."""
+    listen: list[str] = []
+    """Addresses of the ROUTER; empty: ipc in the runtime folder and tcp://127.0.0.1:7766."""
+    events_listen: list[str] = []
+    """Addresses of the PUB socket; empty: beside `listen`."""
+    ipc_mode: int = 0o666
+    """Permissions of the ipc sockets: the kernel names each peer's account, so that all may connect."""
+    log_level: str = "info"
+    log_format: str = "plain"
+    """`plain` or `json`."""
+    policy: str = "strict"
+    open_role: str = "admin"
+    """Open mode: the role of local peers, `admin` or `user`."""
+    free_floor_bytes: int = 128 * 1024 * 1024
+    """Submits are refused while the journal's disk has less than this free."""
+    payload_bytes: int = bounds.PAYLOAD_BYTES
+    payload_cache_bytes: int = 256 * 1024 * 1024
+    journal_bytes: int = 16 * 1024**3
+    events_kept: int = 2_000_000
+    jobs_open: int = 2_000_000
+    jobs_open_per_user: int = 1_000_000
+    jobs_kept: int = 1_000_000
+    seed: int = 0
+    """Of the broker's chance (backoff jitter); 0: from the system."""
+    tasks: dict[str, TaskConfig] = {}
+
+    def settings(self) -> Settings:
+        """Return what the core is told."""
+        return Settings(
+            policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
+            jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
+            task_defaults=self.task_defaults(),
+        )  # fmt: skip
+
+    def task_defaults(self) -> dict[str, TaskDefaults]:
+        """Return the defaults of every task type, the file's over lmq's own."""
+        merged = dict(TASK_DEFAULTS)
+        for name, given in self.tasks.items():
+            base = merged.get(name, TaskDefaults())
+            merged[name] = TaskDefaults(
+                queue=base.queue if given.queue is None else given.queue,
+                priority=base.priority if given.priority is None else given.priority,
+                failures=base.failures if given.failures is None else given.failures,
+                timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
+                keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+            )
+        return merged
+
+    def folder(self) -> Path:
+        """Return the folder of the journal."""
+        state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        return Path(self.data or state or platformdirs.user_data_dir("lmq", appauthor=False)).expanduser()
+
+    def addresses(self) -> tuple[list[str], list[str]]:
+        """Return where to listen for commands and for readers of events."""
+        listen = list(self.listen) or [f"ipc://{socket_path()}", f"tcp://127.0.0.1:{PORT}"]
+        events = list(self.events_listen)
+        if not events:
+            events = [_beside(url) for url in listen]
+        return listen, events
+
+
+class _File(msgspec.Struct, frozen=True):
+    """The parts of the configuration file that are the broker's."""
+
+    broker: BrokerConfig = BrokerConfig()
+
+
+def socket_path() -> Path:
+    """Return the broker's ipc socket in the runtime folder of this account or service."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(runtime or platformdirs.user_runtime_dir("lmq", appauthor=False)) / "broker.sock"
+
+
+def default_file() -> Path:
+    """Return where the configuration file is looked for."""
+    given = os.environ.get("LMQ_CONFIG")
+    return (
+        Path(given) if given else Path(platformdirs.user_config_dir("lmq", appauthor=False)) / "config.toml"
+    )
+
+
+def load(path: Path | None, overrides: dict[str, object]) -> BrokerConfig:
+    """Return the configuration: defaults, then file, then `LMQ_BROKER_...`, then `overrides`.
+
+    Raises:
+        ConfigError: a file or value cannot be used; says which and what is allowed.
+    """
+    file = path or default_file()
+    values: dict[str, object] = {}
+    if path is not None and not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    if file.is_file():
+        try:
+            tree = msgspec.toml.decode(file.read_bytes())
+            values = dict(tree.get("broker", {}))
+        except (msgspec.MsgspecError, OSError, AttributeError) as error:
+            raise ConfigError(f"{file}: {error}") from error
+    values |= _from_environment()
+    values |= overrides
+    try:
+        config = msgspec.convert(values, BrokerConfig, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file} [broker]: {error}") from error
+    _check(config)
+    return config
+
+
+def watchdog() -> tuple[str, int]:
+    """Return the service manager's socket and its watchdog time in microseconds."""
+    usec = os.environ.get("WATCHDOG_USEC", "0")
+    return os.environ.get("NOTIFY_SOCKET", ""), int(usec) if usec.isdigit() else 0
+
+
+def _from_environment() -> dict[str, object]:
+    """Return the settings that `LMQ_BROKER_<NAME>` gives; lists are separated by commas."""
+    found: dict[str, object] = {}
+    for field in msgspec.structs.fields(BrokerConfig):
+        text = os.environ.get(_PREFIX + field.name.upper())
+        if text is not None and field.name != "tasks":
+            found[field.name] = text.split(",") if field.type == list[str] else text
+    return found
+
+
+def _check(config: BrokerConfig) -> None:
+    """Raise ConfigError for a value that is of the right type and still of no use."""
+    from lmq_broker.core.policies import POLICIES
+
+    if config.policy not in POLICIES:
+        raise ConfigError(f"policy = {config.policy!r}: allowed is {', '.join(sorted(POLICIES))}")
+    if config.open_role not in ("admin", "user"):
+        raise ConfigError(f"open_role = {config.open_role!r}: allowed is admin or user")
+    if config.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"log_level = {config.log_level!r}: allowed is debug, info, warning or error")
+    if config.log_format not in ("plain", "json"):
+        raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
+    if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
+        raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
+    for name, task in config.tasks.items():
+        if task.priority is not None and not 0 <= task.priority <= bounds.PRIORITY_MAX:
+            raise ConfigError(
+                f"tasks.{name}.priority = {task.priority}: allowed is 0 to {bounds.PRIORITY_MAX}"
+            )
+        if task.failures is not None and not 1 <= task.failures <= bounds.FAILURES_MAX:
+            raise ConfigError(
+                f"tasks.{name}.failures = {task.failures}: allowed is 1 to {bounds.FAILURES_MAX}"
+            )
+
+
+def _beside(url: str) -> str:
+    """Return the address of the PUB socket beside a ROUTER's."""
+    if url.startswith("ipc://"):
+        return url.removesuffix(".sock") + ".events.sock"
+    host, _, port = url.rpartition(":")
+    if port == str(PORT):
+        return f"{host}:{EVENTS_PORT}"
+    return f"{host}:0"

@@ -1,0 +1,173 @@
+"""The records of one commit, gathered so that each table is written once: the last image of a job wins."""
+
+from sqlite3 import Connection
+from typing import assert_never
+
+import msgspec
+
+from lmq_broker.core.records import (
+    EventsAdded,
+    JobAdded,
+    JobChanged,
+    JobsDeleted,
+    MetaSet,
+    Past,
+    Record,
+    ResultAdded,
+    ResultDropped,
+    StoredJob,
+    TextAdded,
+    TombstonesDropped,
+)
+from lmq_proto.events import Event
+
+_INSERT_JOB = "INSERT INTO jobs VALUES (" + ",".join("?" * 25) + ")"
+_UPDATE_JOB = (
+    'UPDATE jobs SET queue=?, priority=?, state=?, "order"=?, models=?, due_at_ms=?, expires_at_ms=?, started_at_ms=?,'
+    " finished_at_ms=?, deletes_at_ms=?, attempt=?, epoch=?, failures=?, worker=?, model=?, result_bytes=?, terms=?,"
+    " past=? WHERE number=?"
+)
+_encode = msgspec.msgpack.Encoder().encode
+_NO_PAST = _encode(Past())
+
+
+class Batch:
+    """Records on their way into one commit."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.records = 0
+        self._added: dict[int, StoredJob] = {}
+        self._payloads: list[tuple[int, bytes]] = []
+        self._changed: dict[int, StoredJob] = {}
+        self._results: dict[int, bytes] = {}
+        self._dropped: list[tuple[int]] = []
+        self._texts: list[tuple[int, int, int, int, bytes]] = []
+        self._deleted: list[JobsDeleted] = []
+        self._forgotten_ms = 0
+        self._meta: dict[str, bytes] = {}
+        self._events: list[Event] = []
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last event in here; 0 if there is none."""
+        return self._events[-1].seq if self._events else 0
+
+    def add(self, position: int, records: list[Record]) -> None:
+        """Take in the records of one turn of the broker."""
+        self.position = position
+        self.records += len(records)
+        for record in records:
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
+        match record:
+            case JobChanged(job):
+                known = self._added if job.number in self._added else self._changed
+                known[job.number] = job
+            case JobAdded(job, payload):
+                self._added[job.number] = job
+                self._payloads.append((job.number, payload))
+            case EventsAdded(events):
+                self._events.extend(events)
+            case ResultAdded(number, result):
+                self._results[number] = result
+            case TextAdded(number, attempt, first, last, packed):
+                self._texts.append((number, attempt, first, last, packed))
+            case ResultDropped(number):
+                self._results.pop(number, None)
+                self._texts = [text for text in self._texts if text[0] != number]
+                self._dropped.append((number,))
+            case JobsDeleted():
+                self._deleted.append(record)
+            case TombstonesDropped(until_ms):
+                self._forgotten_ms = max(self._forgotten_ms, until_ms)
+            case MetaSet(name, value):
+                self._meta[name] = value
+            case _:
+                assert_never(record)
+
+    def write(self, connection: Connection) -> None:
+        """Put everything into the open transaction of a connection."""
+        many = connection.executemany
+        if self._added:
+            many(_INSERT_JOB, [_row(job) for job in self._added.values()])
+            many("INSERT INTO payloads VALUES (?,?)", self._payloads)
+            labelled = [job for job in self._added.values() if job.terms.labels]
+            if labelled:
+                many("INSERT OR IGNORE INTO labels VALUES (?,?,?)", _labels(labelled))
+            keyed = [
+                (job.user, job.terms.key, job.id, job.terms.digest)
+                for job in self._added.values()
+                if job.terms.key
+            ]
+            if keyed:
+                many("INSERT OR REPLACE INTO keys VALUES (?,?,?,?)", keyed)
+        if self._changed:
+            many(_UPDATE_JOB, [_changes(job) for job in self._changed.values()])
+            labelled = [job for job in self._changed.values() if job.terms.labels]
+            if labelled:
+                many("INSERT OR IGNORE INTO labels VALUES (?,?,?)", _labels(labelled))
+        if self._dropped:
+            many("DELETE FROM results WHERE number=?", self._dropped)
+            many("DELETE FROM texts WHERE number=?", self._dropped)
+        if self._results:
+            many("INSERT OR REPLACE INTO results VALUES (?,?)", self._results.items())
+        if self._texts:
+            many("INSERT OR REPLACE INTO texts VALUES (?,?,?,?,?)", self._texts)
+        self._write_rare(connection)
+        if self._events:
+            first, last = self._events[0], self._events[-1]
+            row = (first.seq, last.seq, last.at_ms, _encode(self._events))
+            connection.execute("INSERT INTO events VALUES (?,?,?,?)", row)
+
+    def _write_rare(self, connection: Connection) -> None:
+        for deleted in self._deleted:
+            numbers = [(number,) for number in deleted.numbers]
+            connection.executemany(
+                "INSERT OR REPLACE INTO tombstones SELECT id, ? FROM jobs WHERE number=?",
+                [(deleted.until_ms, number) for number in deleted.numbers],
+            )
+            for table in ("jobs", "payloads", "results", "texts", "labels"):
+                connection.executemany(f"DELETE FROM {table} WHERE number=?", numbers)
+        if self._forgotten_ms:
+            old = (self._forgotten_ms,)
+            connection.execute(
+                "DELETE FROM keys WHERE job_id IN (SELECT job_id FROM tombstones WHERE until_ms<=?)", old
+            )
+            connection.execute("DELETE FROM tombstones WHERE until_ms<=?", old)
+        for name, value in self._meta.items():
+            if value:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+            else:
+                connection.execute("DELETE FROM meta WHERE name=?", (name,))
+
+
+def _row(job: StoredJob) -> tuple[object, ...]:
+    """Return a job as a row of its table."""
+    return (
+        job.number, job.id, job.user, job.principal, job.task_type, job.queue, job.priority, job.state, job.order,
+        job.created_at_ms, job.payload_bytes, "".join(model + "\n" for model in job.models), job.due_at_ms,
+        job.expires_at_ms, job.started_at_ms, job.finished_at_ms, job.deletes_at_ms, job.attempt, job.epoch,
+        job.failures, job.worker, job.model, job.result_bytes, _encode(job.terms), _past(job),
+    )  # fmt: skip
+
+
+def _changes(job: StoredJob) -> tuple[object, ...]:
+    """Return the columns of a job that may change."""
+    return (
+        job.queue, job.priority, job.state, job.order, "".join(model + "\n" for model in job.models), job.due_at_ms,
+        job.expires_at_ms, job.started_at_ms, job.finished_at_ms, job.deletes_at_ms, job.attempt, job.epoch,
+        job.failures, job.worker, job.model, job.result_bytes, _encode(job.terms), _past(job), job.number,
+    )  # fmt: skip
+
+
+def _past(job: StoredJob) -> bytes:
+    past = job.past
+    return (
+        _encode(past) if past.story or past.releases or past.suspect or past.error is not None else _NO_PAST
+    )
+
+
+def _labels(jobs: list[StoredJob]) -> list[tuple[str, str, int]]:
+    return [(name, value, job.number) for job in jobs for name, value in job.terms.labels.items()]

@@ -1,0 +1,366 @@
+"""The poll loop: take in what waits, `step`, carry out the effects, wait. It thinks about no job."""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psutil
+import zmq
+
+from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
+from lmq_broker.core.machine import step
+from lmq_broker.core.reads import ReadReply, ReadRequest
+from lmq_broker.core.records import Record
+from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.state import BrokerState
+from lmq_broker.core.stimuli import (
+    DefaultsChanged,
+    DiskChanged,
+    HostFacts,
+    Loaded,
+    Now,
+    PeerClogged,
+    PeerGone,
+    Received,
+    Stimulus,
+    Stop,
+    TurnEnded,
+)  # fmt: skip
+from lmq_broker.journal.reader import PayloadsReply, ReadFailed, ReadPayloads
+from lmq_broker.journal.store import Journal
+from lmq_broker.shell import clock, joblog
+from lmq_broker.shell.bodies import Bodies
+from lmq_broker.shell.door import Door, SendFailed
+from lmq_broker.shell.notify import Notifier
+from lmq_proto.codec import FROM_PEER_TABLE, VersionRefused, encode
+from lmq_proto.errors import LmqError, ProtocolError
+from lmq_proto.ids import PeerId
+from lmq_proto.messages import ErrorReply, ToPeer
+
+log = logging.getLogger("lmq.broker")
+
+_MESSAGES_PER_TURN = 500
+_TURN_NS = 4_000_000
+"""A turn takes in no more once it has lasted this long, so that what it caused goes out."""
+_SWITCH_S = 0.0005
+"""How long a journal thread may hold the interpreter while the loop waits; Python has 5 ms, as long as many jobs."""
+_FACTS_EVERY_MS = 1000
+_STOP_WITHIN_S = 4.0
+
+
+class Server:
+    """The broker as a process: sockets, journal, core."""
+
+    def __init__(
+        self,
+        door: Door,
+        journal: Journal,
+        state: BrokerState,
+        notifier: Notifier,
+        wake_fd: int,
+        *,
+        free_floor_bytes: int,
+        payload_cache_bytes: int,
+        reread_defaults: Callable[[], dict[str, TaskDefaults]],
+        announce: Callable[[str], None],
+    ) -> None:
+        self._door = door
+        self._journal = journal
+        self._state = state
+        self._notifier = notifier
+        self._wake_fd = wake_fd
+        self._free_floor_bytes = free_floor_bytes
+        self._reread_defaults = reread_defaults
+        self._announce = announce
+        self._bodies = Bodies(payload_cache_bytes)
+        self._held: deque[Send | SendWork] = deque()
+        self._records: list[Record] = []
+        self._waiting_work: list[SendWork] = []
+        self._unread_work: deque[SendWork] = deque()
+        self._unreachable: dict[PeerId, bool] = {}
+        self._wake_at_ms = 0
+        self._next_facts_ms = 0
+        self._next_feed_ms = 0
+        self._disk_trouble = ""
+        self._last_sent: tuple[ToPeer, list[bytes]] | None = None
+        self._signals: deque[int] = deque()
+        self._process = psutil.Process()
+        self.exit_code: int | None = None
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self, opening: list[Effect]) -> int:
+        """Serve until told to stop; return the exit code. `opening` are the effects of recovery."""
+        sys.setswitchinterval(_SWITCH_S)
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+        self._catch_signals()
+        poller = zmq.Poller()
+        poller.register(self._door.router, zmq.POLLIN)
+        poller.register(self._door.zap, zmq.POLLIN)
+        poller.register(self._wake_fd, zmq.POLLIN)
+        now = clock.now()
+        self._carry_out(opening)
+        self._look_at_host(now)
+        self._end_turn(now)
+        self._wait_durable()
+        self._notifier.ready(self._status())
+        log.info(
+            "broker_ready", extra={"fields": {"urls": " ".join(self._door.urls), "epoch": self._state.epoch}}
+        )
+        self._announce(f"broker ready at {' '.join(self._door.urls)}")
+        while self.exit_code is None:
+            timeout_ms = max(0, self._wake_at_ms - clock.now().mono_ms)
+            if self._unreachable:
+                timeout_ms = 0
+            ready = dict(poller.poll(timeout_ms))
+            self._turn(ready)
+        return self.exit_code
+
+    def _turn(self, ready: dict[object, int]) -> None:
+        """One round: everything that waits, then the end of the turn."""
+        now = clock.now()
+        busy = now.mono_ms >= self._wake_at_ms
+        if self._wake_fd in ready:
+            os.read(self._wake_fd, 4096)
+            self._take_signals(now)
+        if self._door.zap in ready:
+            self._door.answer_zap()
+        if self._unreachable:
+            lost, self._unreachable = self._unreachable, {}
+            for peer, gone in lost.items():
+                self._step(PeerGone(peer) if gone else PeerClogged(peer), now)
+            busy = True
+        busy |= self._take_answers(now)
+        if self._door.router in ready:
+            busy |= self._take_messages(now)
+        busy |= self._look_at_disk(now)
+        if now.mono_ms >= self._next_facts_ms:
+            self._look_at_host(now)
+        if busy:
+            self._end_turn(now)
+        self._flush()
+        self._feed(now)
+
+    def _take_messages(self, now: Now) -> bool:
+        """Decode and step what peers sent, up to a bound; garbage is answered and taken no further."""
+        began = time.monotonic_ns()
+        for count in range(_MESSAGES_PER_TURN):
+            received = self._door.receive()
+            if received is None:
+                return count > 0
+            peer, credential, frames = received
+            if credential is None:
+                log.warning("peer_refused", extra={"fields": {"frames": len(frames)}})
+                continue
+            try:
+                message, body = FROM_PEER_TABLE.decode(frames)
+            except ProtocolError as error:
+                told: LmqError = error.for_peer() if isinstance(error, VersionRefused) else error
+                self._send(peer, encode(ErrorReply(request_id=0, error=told.info())))
+                continue
+            self._step(Received(peer, credential, message, body), now)
+            if time.monotonic_ns() - began > _TURN_NS:
+                self._wake_at_ms = now.mono_ms
+                break
+        return True
+
+    def _take_answers(self, now: Now) -> bool:
+        """Step what the reading thread has found."""
+        answers = self._journal.poll()
+        for question, answer in answers:
+            if isinstance(answer, ReadFailed):
+                log.error("journal_unreadable", extra={"fields": {"error": answer.error}})
+                self.exit_code = 1
+            elif isinstance(answer, PayloadsReply):
+                self._send_waiting(answer.payloads)
+            else:
+                assert not isinstance(question, ReadPayloads)
+                request: ReadRequest = question
+                reply: ReadReply = answer
+                self._step(Loaded(request, reply), now)
+        return bool(answers)
+
+    def _step(self, stimulus: Stimulus, now: Now) -> None:
+        self._carry_out(step(self._state, stimulus, now))
+
+    def _end_turn(self, now: Now) -> None:
+        """End the core's turn and hand its records to the writing thread."""
+        self._wake_at_ms = now.mono_ms + 60_000
+        self._carry_out(step(self._state, TurnEnded(), now))
+        if self._records:
+            records, self._records = self._records, []
+            self._bodies.take_in(records)
+            self._journal.append(self._state.position, records)
+            joblog.write(records)
+        work, self._waiting_work = self._waiting_work, []
+        for effect in work:
+            self._send_work(effect)
+
+    # --- effects -----------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        """Do what the core asked for, in order."""
+        durable = self._journal.writer.durable
+        for effect in effects:
+            if isinstance(effect, Send):
+                if effect.after > durable:
+                    self._held.append(effect)
+                else:
+                    self._send_message(effect)
+            elif isinstance(effect, SendWork):
+                if effect.after > durable:
+                    self._held.append(effect)
+                else:
+                    self._waiting_work.append(effect)
+            elif isinstance(effect, Publish):
+                self._door.publish(effect.topic, encode(effect.message))
+            elif isinstance(effect, Read):
+                self._journal.ask(effect.request, effect.after)
+            elif isinstance(effect, WakeAt):
+                self._wake_at_ms = min(self._wake_at_ms, effect.mono_ms)
+            elif isinstance(effect, Log):
+                log.log(
+                    logging.WARNING if effect.warning else logging.INFO,
+                    effect.name,
+                    extra={"fields": effect.fields},
+                )
+            else:
+                self._records.append(effect)
+
+    def _flush(self) -> None:
+        """Send what had to wait for the disk and need not any more."""
+        durable = self._journal.writer.durable
+        held = self._held
+        while held and held[0].after <= durable:
+            effect = held.popleft()
+            if isinstance(effect, SendWork):
+                self._send_work(effect)
+            else:
+                self._send_message(effect)
+
+    def _send_message(self, effect: Send) -> None:
+        """Send one message; one that goes to many readers is encoded once."""
+        last = self._last_sent
+        if last is not None and last[0] is effect.message and not effect.body:
+            frames = last[1]
+        else:
+            frames = encode(effect.message, effect.body)
+            self._last_sent = (effect.message, frames)
+        self._send(effect.peer, frames)
+
+    def _send_work(self, effect: SendWork) -> None:
+        """Send leases with their payloads, or read those first."""
+        missing = self._bodies.missing(effect.numbers)
+        if missing:
+            self._unread_work.append(effect)
+            self._journal.ask(ReadPayloads(missing), self._state.position)
+        else:
+            self._send(effect.peer, encode(effect.message, self._bodies.joined(effect.numbers, {})))
+
+    def _send(self, peer: PeerId, frames: list[bytes]) -> None:
+        try:
+            self._door.send(peer, frames)
+        except SendFailed as failure:
+            self._unreachable[peer] = failure.gone
+
+    def _send_waiting(self, payloads: dict[int, bytes]) -> None:
+        """Send the leases whose payloads have been read; questions are answered in the order they were asked."""
+        effect = self._unread_work.popleft()
+        self._send(effect.peer, encode(effect.message, self._bodies.joined(effect.numbers, payloads)))
+
+    # --- the machine around ------------------------------------------------------------------------------------------
+
+    def _look_at_disk(self, now: Now) -> bool:
+        """Tell the core when the journal's disk falls into trouble or out of it."""
+        trouble = self._journal.writer.trouble
+        if trouble == "io":
+            log.critical("journal_failed", extra={"fields": {"error": self._journal.writer.trouble_text}})
+            self.exit_code = 1
+            return False
+        free_bytes = self._state.host.journal_free_bytes
+        if not trouble and self._next_facts_ms and free_bytes < self._free_floor_bytes:
+            trouble = "low"
+        if trouble == self._disk_trouble:
+            return False
+        self._disk_trouble = trouble
+        log.warning(
+            "disk_changed", extra={"fields": {"trouble": trouble or "none", "free_bytes": free_bytes}}
+        )
+        self._step(DiskChanged(trouble, free_bytes, self._free_floor_bytes), now)
+        return True
+
+    def _look_at_host(self, now: Now) -> None:
+        """Tell the core the facts of process and disk."""
+        self._next_facts_ms = now.mono_ms + _FACTS_EVERY_MS
+        commits = sorted(self._journal.writer.commits_us)
+        ports = [url for url in self._door.events_urls if url.startswith("tcp://")]
+        paths = [url for url in self._door.events_urls if url.startswith("ipc://")]
+        self._step(HostFacts(
+            journal_path=str(self._journal.path), journal_bytes=self._journal.size_bytes(),
+            journal_free_bytes=self._journal.free_bytes(), journal_floor_bytes=self._free_floor_bytes,
+            commit_p50_us=commits[len(commits) // 2] if commits else 0,
+            commit_p99_us=commits[len(commits) * 99 // 100] if commits else 0,
+            memory_bytes=self._process.memory_info().rss,
+            events_port=int(ports[0].rpartition(":")[2]) if ports else 0,
+            events_path=paths[0].removeprefix("ipc://") if paths else "",
+        ), now)  # fmt: skip
+
+    def _feed(self, now: Now) -> None:
+        """Feed the watchdog from the loop itself, and say how things are."""
+        if now.mono_ms >= self._next_feed_ms:
+            every_ms = self._notifier.watchdog_ms
+            self._next_feed_ms = now.mono_ms + min(every_ms or 10_000, 10_000)
+            self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._status()}")
+        self._wake_at_ms = min(self._wake_at_ms, self._next_feed_ms)
+
+    def _status(self) -> str:
+        """Return live counts in one line."""
+        state = self._state
+        connected = sum(worker.peer is not None for worker in state.workers.values())
+        ended = sum(state.ended.values())
+        return (
+            f"{len(state.jobs)} jobs open, {ended} ended, {connected} workers, {len(state.sessions)} sessions"
+        )
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda which, _frame: self._signals.append(which))
+
+    def _take_signals(self, now: Now) -> None:
+        """SIGHUP reads the defaults again; SIGTERM and SIGINT end the broker."""
+        while self._signals:
+            number = self._signals.popleft()
+            if number == signal.SIGHUP:
+                self._notifier.reloading()
+                self._step(DefaultsChanged(self._reread_defaults()), now)
+                self._notifier.ready(self._status())
+            else:
+                self._stop(now)
+
+    def _stop(self, now: Now) -> None:
+        """Take no more, tell the peers, finish the commit. Running jobs go on and report to the next broker."""
+        self._notifier.stopping()
+        log.info("broker_stopping")
+        self._step(Stop(), now)
+        self._end_turn(now)
+        self._wait_durable()
+        self.exit_code = 0
+
+    def _wait_durable(self) -> None:
+        """Wait, for a bounded time, until everything handed over is on disk, and send what waited for it."""
+        deadline_s = time.monotonic() + _STOP_WITHIN_S
+        poller = zmq.Poller()
+        poller.register(self._wake_fd, zmq.POLLIN)
+        while self._journal.writer.durable < self._state.position and time.monotonic() < deadline_s:
+            if dict(poller.poll(200)):
+                os.read(self._wake_fd, 4096)
+            if self._journal.writer.trouble == "io":
+                break
+        self._flush()
