@@ -325,6 +325,7 @@ class WorkerAndBroker(RuleBasedStateMachine):
                 assert said == self.said.get(mark, "")
         while self.running:
             self.end(0, "complete")
+            self.flush()
             self.exchange()
         assert self.core.settled, "something waits for its place for ever"
 
