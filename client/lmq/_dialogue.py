@@ -11,15 +11,15 @@ their old number, follows, streams from their cursors. The broker carries each o
 
 from __future__ import annotations
 
-import enum
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq._instructions import Connect, Connection, Fail, Instruction, Listen, Push, Resolve, Send, Token
 from lmq._streams import Flow, Reader, Subscription, TextFollow
-from lmq_proto import bounds
+from lmq._submits import SUBMITS_IN_FLIGHT, Submits
+from lmq_proto import bounds, messages
 from lmq_proto.codec import cut
 from lmq_proto.errors import (
     BadField,
@@ -32,43 +32,10 @@ from lmq_proto.errors import (
     from_info,
 )
 from lmq_proto.ids import to_text
-from lmq_proto.messages import (
-    Bye,
-    Credit,
-    ErrorReply,
-    EventFilter,
-    Events,
-    Finished,
-    Follow,
-    Followed,
-    FollowText,
-    FromPeer,
-    Heartbeat,
-    Hello,
-    JobSpec,
-    Outcome,
-    Submit,
-    Submitted,
-    Subscribed,
-    Text,
-    ToPeer,
-    Unfollow,
-    Unsubscribe,
-    Welcome,
-    Who,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-Token = object
-
-SUBMIT_BYTES = 16 * 1024 * 1024
-"""Payload bytes in one `submit`: half a body, so that one more job of the largest size always fits."""
-SUBMIT_HEADER_BYTES = bounds.HEADER_BYTES // 2
-"""Labels, keys and names in one `submit`, roughly reckoned."""
-SUBMITS_IN_FLIGHT = 4
-"""Merged submits without a reply. What comes meanwhile waits and goes together: the more load, the larger the batch."""
 SILENT_HEARTBEATS = 3
 HELLO_WAIT_MS = 5000
 """A broker that is connected but does not greet: it may be reading its journal, or hang."""
@@ -80,71 +47,14 @@ HEARTBEAT_MS = 5000
 """Until the broker has said its own."""
 
 
-class Send(msgspec.Struct, frozen=True):
-    """Send a message now; drop it if that cannot be done, for then `disconnected` follows."""
-
-    message: FromPeer
-    body: bytes = b""
-
-
-class Connect(msgspec.Struct, frozen=True):
-    """Close the connection, if any, and make one to this address; then say `connected`."""
-
-    url: str
-
-
-class Listen(msgspec.Struct, frozen=True):
-    """A broker has greeted: its PUB socket is at this port of its host (0: none), or at this local path."""
-
-    url: str
-    port: int
-    path: str
-
-
-class Resolve(msgspec.Struct, frozen=True):
-    """The one answer a token waited for."""
-
-    token: Token
-    value: object
-
-
-class Fail(msgspec.Struct, frozen=True):
-    """The last thing a token hears."""
-
-    token: Token
-    error: LmqError
-
-
-class Push(msgspec.Struct, frozen=True):
-    """The next item of a token's stream: `TextPush` or `EventsPush`."""
-
-    token: Token
-    item: object
-
-
-Instruction = Send | Connect | Listen | Resolve | Fail | Push
-
-
-class Connection(enum.Enum):
-    """How far the client has got with a broker."""
-
-    DOWN = "down"
-    GREETING = "greeting"
-    UP = "up"
-
-
 @dataclass(slots=True)
 class Request:
     """A command without a reply yet. `tokens` has one for each job of a merged submit, else one."""
 
-    message: FromPeer
+    message: messages.FromPeer
     body: bytes
     tokens: Sequence[Token]
     merged: bool = False
-
-
-Lane = deque[tuple[Token, JobSpec, bytes]]
-"""Submits that wait to be merged: all of one `as_user`, and all followed or none."""
 
 
 class Dialogue:
@@ -166,7 +76,7 @@ class Dialogue:
         self._out: list[Instruction] = []
 
         self.connection = Connection.DOWN
-        self.welcome: Welcome | None = None
+        self.welcome: messages.Welcome | None = None
         self.welcomes = 0
         self._since_ms = 0
         """When the present `connection` began."""
@@ -178,7 +88,7 @@ class Dialogue:
 
         self._last_id = 0
         self._requests: dict[int, Request] = {}
-        self._lanes: dict[tuple[str, bool], Lane] = {}
+        self._submits = Submits()
         self._merged_in_flight = 0
         self._followed: dict[bytes, list[Token]] = {}
         self._to_follow: dict[bytes, None] = {}
@@ -191,13 +101,18 @@ class Dialogue:
 
     # --- what the caller wants: queued here, sent by the next `tick` ---------------------------------------------
 
-    def begin(self, token: Token, message: FromPeer, body: bytes = b"") -> None:
+    def begin(self, token: Token, message: messages.FromPeer, body: bytes = b"") -> None:
         """Carry out a command; its `request_id` is filled in here. The token gets the reply."""
         request_id = self._next_id()
         self._request(request_id, Request(_numbered(message, request_id), body, (token,)))
 
     def begin_submit(
-        self, token: Token, spec: JobSpec, payload: bytes, as_user: str = "", follow: Token | None = None
+        self,
+        token: Token,
+        spec: messages.JobSpec,
+        payload: bytes,
+        as_user: str = "",
+        follow: Token | None = None,
     ) -> None:
         """Submit a job, in one message with others.
 
@@ -205,16 +120,12 @@ class Dialogue:
         """
         if follow is not None:
             self._followed.setdefault(spec.id, []).append(follow)
-        key = (as_user, follow is not None)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = deque()
-        lane.append((token, spec, payload))
+        self._submits.add(token, spec, payload, as_user, follow is not None)
 
     def begin_batch(
         self,
         token: Token,
-        specs: Sequence[JobSpec],
+        specs: Sequence[messages.JobSpec],
         payloads: Sequence[bytes],
         as_user: str = "",
         atomic: bool = False,
@@ -280,7 +191,7 @@ class Dialogue:
             self._to_follow[job_id] = None
 
     def begin_events(
-        self, token: Token, match: EventFilter, cursor: int = -1, since_ms: int = 0, last: int = 0
+        self, token: Token, match: messages.EventFilter, cursor: int = -1, since_ms: int = 0, last: int = 0
     ) -> None:
         """Read events, as `subscribe` describes: the token is pushed `EventsPush`es."""
         subscription = Subscription(self._next_id(), match, cursor, since_ms, last)
@@ -301,7 +212,7 @@ class Dialogue:
         if subscription is not None:
             del self._subscribers[subscription.subscription_id]
             self._requests.pop(subscription.awaited, None)
-            self._send(Unsubscribe(subscription_id=subscription.subscription_id))
+            self._send(messages.Unsubscribe(subscription_id=subscription.subscription_id))
 
     def forget(self, token: Token) -> None:
         """Stop waiting for a command. It is not sent again; whether it was carried out is not known."""
@@ -312,11 +223,9 @@ class Dialogue:
                 else:
                     del self._requests[request_id]
                 return
-        for lane in self._lanes.values():
-            for entry in lane:
-                if entry[0] is token:
-                    lane.remove(entry)
-                    return
+        job_id = self._submits.forget(token)
+        if job_id is not None:
+            self._unwant(job_id)
 
     # --- what happens to the connection --------------------------------------------------------------------------
 
@@ -338,34 +247,34 @@ class Dialogue:
         self._down(now_ms)
         return self._take()
 
-    def received(self, message: ToPeer, body: bytes, now_ms: int) -> list[Instruction]:
+    def received(self, message: messages.ToPeer, body: bytes, now_ms: int) -> list[Instruction]:
         """Take a message of the broker."""
         self._heard_ms = now_ms
         match message:
-            case Submitted():
+            case messages.Submitted():
                 self._submitted(message)
-            case Finished():
+            case messages.Finished():
                 self._finished(message, body)
-            case Text():
+            case messages.Text():
                 self._text(message)
-            case Events():
+            case messages.Events():
                 self._events(message)
-            case Heartbeat():
+            case messages.Heartbeat():
                 pass
-            case Followed():
+            case messages.Followed():
                 self._followed_reply(message)
-            case Subscribed():
+            case messages.Subscribed():
                 self._subscribed(message)
-            case Welcome():
+            case messages.Welcome():
                 self._welcomed(message, now_ms)
-            case ErrorReply():
+            case messages.ErrorReply():
                 self._error(message, now_ms)
-            case Who():
+            case messages.Who():
                 # Several may come, one for each message that was on its way.
                 if self.connection is not Connection.GREETING:
                     self._lost()
                     self._greet(now_ms)
-            case Bye():
+            case messages.Bye():
                 self._lost()
                 self._greet(now_ms)
             case _:
@@ -389,7 +298,7 @@ class Dialogue:
             if any(isinstance(instruction, Send) for instruction in self._out):
                 self._sent_ms = now_ms
             elif pending and now_ms - self._sent_ms >= self._heartbeat_ms:
-                self._out.append(Send(Heartbeat()))
+                self._out.append(Send(messages.Heartbeat()))
                 self._sent_ms = now_ms
         if pending and now_ms >= self._patience_end_ms():
             self._turn(now_ms)
@@ -400,8 +309,7 @@ class Dialogue:
         tokens: dict[Token, None] = {}
         for request in self._requests.values():
             tokens.update(dict.fromkeys(request.tokens))
-        for lane in self._lanes.values():
-            tokens.update(dict.fromkeys(token for token, _, _ in lane))
+        tokens.update(dict.fromkeys(self._submits.tokens()))
         for followers in self._followed.values():
             tokens.update(dict.fromkeys(followers))
         for text in self._texts.values():
@@ -409,7 +317,7 @@ class Dialogue:
         tokens.update(dict.fromkeys(self._subscriptions))
         tokens.pop(None, None)
         self._requests.clear()
-        self._lanes.clear()
+        self._submits.clear()
         self._followed.clear()
         self._to_follow.clear()
         self._to_unfollow.clear()
@@ -431,7 +339,7 @@ class Dialogue:
         """Whether anything is wanted from the broker."""
         return bool(
             self._requests or self._followed or self._texts or self._subscriptions
-            or any(self._lanes.values())
+            or self._submits
         )  # fmt: skip
 
     @property
@@ -475,7 +383,7 @@ class Dialogue:
         self._hello_id = self._next_id()
         self._out.append(
             Send(
-                Hello(
+                messages.Hello(
                     request_id=self._hello_id, instance=self._instance, protocol_oldest=bounds.PROTOCOL_OLDEST,
                     protocol_newest=bounds.PROTOCOL_NEWEST, software=self._software, user=self._user,
                 )
@@ -485,14 +393,14 @@ class Dialogue:
     def _lost(self) -> None:
         """Drop what belonged to the session alone; what callers wait for stays and is sent again."""
         for request_id, request in list(self._requests.items()):
-            if isinstance(request.message, Follow):
+            if isinstance(request.message, messages.Follow):
                 del self._requests[request_id]
         for subscription in self._subscriptions.values():
             self._requests.pop(subscription.awaited, None)
         self._text_requests.clear()
         self._to_unfollow.clear()
 
-    def _welcomed(self, welcome: Welcome, now_ms: int) -> None:
+    def _welcomed(self, welcome: messages.Welcome, now_ms: int) -> None:
         """Take up everything again, the oldest first."""
         if welcome.request_id != self._hello_id or self.connection is not Connection.GREETING:
             return
@@ -508,20 +416,18 @@ class Dialogue:
         followed = dict.fromkeys(self._followed)
         for request in self._requests.values():
             self._out.append(Send(request.message, request.body))
-            if isinstance(request.message, Submit) and request.message.follow:
+            if isinstance(request.message, messages.Submit) and request.message.follow:
                 for spec in request.message.jobs:
                     followed.pop(spec.id, None)
-        for lane_key, lane in self._lanes.items():
-            if lane_key[1]:
-                for _, spec, _ in lane:
-                    followed.pop(spec.id, None)
+        for job_id in self._submits.followed():
+            followed.pop(job_id, None)
         self._to_follow = followed
         for text in self._texts.values():
             self._follow_text(text)
         for subscription in self._subscriptions.values():
             self._subscribe(subscription)
 
-    def _error(self, reply: ErrorReply, now_ms: int) -> None:
+    def _error(self, reply: messages.ErrorReply, now_ms: int) -> None:
         error = from_info(reply.error)
         if reply.request_id == self._hello_id and self.connection is Connection.GREETING:
             if isinstance(error, Stopping):
@@ -544,11 +450,11 @@ class Dialogue:
         if request is None:
             return
         del self._requests[reply.request_id]
-        if isinstance(request.message, Submit):
+        if isinstance(request.message, messages.Submit):
             self._merged_in_flight -= request.merged
             for spec in request.message.jobs:
                 self._unwant(spec.id)
-        if isinstance(request.message, Follow):
+        if isinstance(request.message, messages.Follow):
             for job_id in request.message.job_ids:
                 self._fail_follow(job_id, error)
         for token in request.tokens:
@@ -568,7 +474,7 @@ class Dialogue:
         self._requests[request_id] = request
         self._send(request.message, request.body)
 
-    def _send(self, message: FromPeer, body: bytes = b"") -> None:
+    def _send(self, message: messages.FromPeer, body: bytes = b"") -> None:
         """Send if a broker listens; if not, the next welcome sends what still matters."""
         if self.connection is Connection.UP:
             self._out.append(Send(message, body))
@@ -579,53 +485,38 @@ class Dialogue:
 
     def _flush(self) -> None:
         """Send what was gathered: merged submits, follows, unfollows, credit for results."""
-        for (as_user, follow), lane in self._lanes.items():
-            while lane and self._merged_in_flight < SUBMITS_IN_FLIGHT:
-                self._submit_some(lane, as_user, follow)
-        if self._lanes:
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane}
-        if self._to_unfollow:
-            self._send_in_parts(self._to_unfollow)
-            self._to_unfollow = []
-        if self._to_follow:
-            wanted = list(self._to_follow)
-            self._to_follow = {}
-            for start in range(0, len(wanted), bounds.BATCH_JOBS):
-                request_id = self._next_id()
-                part = wanted[start : start + bounds.BATCH_JOBS]
-                self._request(request_id, Request(Follow(request_id=request_id, job_ids=part), b"", (None,)))
+        while self._merged_in_flight < SUBMITS_IN_FLIGHT:
+            merged = self._submits.take()
+            if merged is None:
+                break
+            self._merged_in_flight += 1
+            self._submit(
+                merged.tokens,
+                merged.specs,
+                merged.payloads,
+                merged.as_user,
+                False,
+                follow=merged.follow,
+                merged=True,
+            )
+        for part in _parts(self._to_unfollow):
+            self._out.append(Send(messages.Unfollow(job_ids=part)))
+        for part in _parts(list(self._to_follow)):
+            request_id = self._next_id()
+            self._request(
+                request_id, Request(messages.Follow(request_id=request_id, job_ids=part), b"", (None,))
+            )
+        self._to_unfollow = []
+        self._to_follow = {}
         owed = self._results_flow.window - self._results_flow.granted
         if owed >= self._results_flow.window // 4:
             self._results_flow.granted += owed
-            self._out.append(Send(Credit(results_bytes=owed)))
-
-    def _send_in_parts(self, job_ids: list[bytes]) -> None:
-        for start in range(0, len(job_ids), bounds.BATCH_JOBS):
-            self._out.append(Send(Unfollow(job_ids=job_ids[start : start + bounds.BATCH_JOBS])))
-
-    def _submit_some(self, lane: Lane, as_user: str, follow: bool) -> None:
-        """Send as much of a lane as one message may hold."""
-        tokens: list[Token] = []
-        specs: list[JobSpec] = []
-        payloads: list[bytes] = []
-        body_bytes = header_bytes = 0
-        while lane and len(specs) < bounds.BATCH_JOBS:
-            token, spec, payload = lane[0]
-            body_bytes += len(payload)
-            header_bytes += spec_bytes(spec)
-            if specs and (body_bytes > SUBMIT_BYTES or header_bytes > SUBMIT_HEADER_BYTES):
-                break
-            lane.popleft()
-            tokens.append(token)
-            specs.append(spec)
-            payloads.append(payload)
-        self._merged_in_flight += 1
-        self._submit(tokens, specs, payloads, as_user, atomic=False, follow=follow, merged=True)
+            self._out.append(Send(messages.Credit(results_bytes=owed)))
 
     def _submit(
         self,
         tokens: Sequence[Token],
-        specs: list[JobSpec],
+        specs: list[messages.JobSpec],
         payloads: Sequence[bytes],
         as_user: str,
         atomic: bool,
@@ -634,12 +525,14 @@ class Dialogue:
         merged: bool,
     ) -> None:
         request_id = self._next_id()
-        message = Submit(request_id=request_id, jobs=specs, as_user=as_user, atomic=atomic, follow=follow)
+        message = messages.Submit(
+            request_id=request_id, jobs=specs, as_user=as_user, atomic=atomic, follow=follow
+        )
         self._request(request_id, Request(message, b"".join(payloads), tokens, merged))
 
-    def _submitted(self, reply: Submitted) -> None:
+    def _submitted(self, reply: messages.Submitted) -> None:
         request = self._requests.pop(reply.request_id, None)
-        if request is None or not isinstance(request.message, Submit):
+        if request is None or not isinstance(request.message, messages.Submit):
             return
         self._merged_in_flight -= request.merged
         specs = request.message.jobs
@@ -671,7 +564,7 @@ class Dialogue:
         if tokens:
             self.begin_follow((token, known) for token in tokens)
 
-    def _finished(self, push: Finished, body: bytes) -> None:
+    def _finished(self, push: messages.Finished, body: bytes) -> None:
         try:
             parts = cut(body, [job.result_bytes for job in push.jobs])
         except ProtocolError:
@@ -689,7 +582,7 @@ class Dialogue:
                 for token in tokens:
                     out.append(Resolve(token, value))
 
-    def _followed_reply(self, reply: Followed) -> None:
+    def _followed_reply(self, reply: messages.Followed) -> None:
         if self._requests.pop(reply.request_id, None) is None:
             return
         for outcome in reply.outcomes:
@@ -710,7 +603,7 @@ class Dialogue:
         self._text_requests[follow.request_id] = follow.job_id
         attempt, piece = follow.rewind()
         self._send(
-            FollowText(
+            messages.FollowText(
                 request_id=follow.request_id, job_id=follow.job_id, attempt=attempt, piece=piece,
                 credit_bytes=follow.flow.open(follow.unread_bytes()),
             )
@@ -723,9 +616,9 @@ class Dialogue:
     def _credit_text(self, follow: TextFollow) -> None:
         more = follow.flow.due(follow.unread_bytes())
         if more:
-            self._send(Credit(job_id=follow.job_id, text_bytes=more))
+            self._send(messages.Credit(job_id=follow.job_id, text_bytes=more))
 
-    def _text(self, text: Text) -> None:
+    def _text(self, text: messages.Text) -> None:
         follow = self._texts.get(text.job_id)
         if follow is None:
             return
@@ -748,7 +641,7 @@ class Dialogue:
         token = self._subscribers[subscription.subscription_id]
         self._request(request_id, Request(subscription.subscribe(request_id), b"", (token,)))
 
-    def _subscribed(self, reply: Subscribed) -> None:
+    def _subscribed(self, reply: messages.Subscribed) -> None:
         self._requests.pop(reply.request_id, None)
         token = self._subscribers.get(reply.subscription_id)
         subscription = self._subscriptions.get(token)
@@ -757,7 +650,7 @@ class Dialogue:
         if not subscription.begun(reply):
             self._expire(subscription, reply.cursor)
 
-    def _events(self, push: Events) -> None:
+    def _events(self, push: messages.Events) -> None:
         token = self._subscribers.get(push.subscription_id)
         subscription = self._subscriptions.get(token)
         if subscription is None or subscription.awaited:
@@ -782,28 +675,23 @@ class Dialogue:
     def _credit_events(self, subscription: Subscription) -> None:
         more = subscription.flow.due(subscription.unread)
         if more:
-            self._send(Credit(subscription_id=subscription.subscription_id, events=more))
+            self._send(messages.Credit(subscription_id=subscription.subscription_id, events=more))
 
     def _take(self) -> list[Instruction]:
         out, self._out = self._out, []
         return out
 
 
-def spec_bytes(spec: JobSpec) -> int:
-    """Return about how many bytes a job takes in a header; never less than it does by much."""
-    size = 160 + len(spec.queue) + len(spec.key) + len(spec.session) + 18 * len(spec.parents)
-    if spec.labels:
-        size += 4 * sum(len(name) + len(value) + 4 for name, value in spec.labels.items())
-    if spec.models:
-        size += 4 * sum(len(model) + 4 for model in spec.models)
-    return size
-
-
-def _numbered(message: FromPeer, request_id: int) -> FromPeer:
+def _numbered(message: messages.FromPeer, request_id: int) -> messages.FromPeer:
     return msgspec.structs.replace(message, request_id=request_id)
 
 
-def _outcome_error(outcome: Outcome) -> LmqError:
+def _outcome_error(outcome: messages.Outcome) -> LmqError:
     """Return why an outcome was refused."""
     info = outcome.error or ErrorInfo(NotFound.code, fields={"what": "job", "name": to_text(outcome.job_id)})
     return from_info(info)
+
+
+def _parts(job_ids: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut ids into what one message may name."""
+    return (job_ids[start : start + bounds.BATCH_JOBS] for start in range(0, len(job_ids), bounds.BATCH_JOBS))

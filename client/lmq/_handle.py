@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from lmq import results
 from lmq._streams import TextPush
 from lmq.errors import JobCancelled, JobDead, JobExpired, LmqError, StreamRestarted
-from lmq.results import Piece, Restart
+from lmq.results import JobStatus, Piece, Restart
 from lmq_proto import ids
 from lmq_proto.errors import from_info
 from lmq_proto.states import State
@@ -116,6 +116,12 @@ class Handle(Generic[R_co]):
             # An idempotency key stands for another job already.
             self.job_id, self._id_text = outcome.job_id, ""
         self.channel = outcome.channel
+
+    def _learn(self, status: JobStatus) -> JobStatus:
+        """Take over what a status tells about the job for good."""
+        self.task_type = status.task_type
+        self.channel = status.channel
+        return status
 
     def _await_by(self, inbox: Inbox, engine: Engine) -> None:
         """Have an inbox told of the end; the caller looks at `is_ended` afterwards."""

@@ -22,8 +22,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from lmq._dialogue import Connect, Dialogue, Fail, Instruction, Listen, Push, Resolve, Send
+from lmq._dialogue import Dialogue
 from lmq._inbox import Inbox, Receiver, wake
+from lmq._instructions import Connect, Fail, Instruction, Listen, Push, Resolve, Send
 from lmq.errors import ClientClosed
 from lmq_proto import bounds
 from lmq_proto.codec import ON_PUB_TABLE, TO_PEER_TABLE, VersionRefused, encode

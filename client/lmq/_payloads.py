@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Required, TypedDict
 
 import msgspec
 
-from lmq._dialogue import SUBMIT_BYTES, SUBMIT_HEADER_BYTES, spec_bytes
+from lmq._submits import SUBMIT_BYTES, SUBMIT_HEADER_BYTES, spec_bytes
 from lmq.errors import BadPayload
 from lmq.results import Json, pack
 from lmq_proto import bounds, ids

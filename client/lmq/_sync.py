@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack, cast
+from typing import Self, TypeVar, Unpack, cast
 
-from lmq import _commands, _payloads, config
+from lmq import _commands, _payloads
 from lmq._batch import BATCHES_IN_FLIGHT, Batch, follow_all, one_message
 from lmq._commands import Ask
+from lmq._face import Face
 from lmq._handle import Handle, Record
 from lmq._inbox import Patience, SyncInbox
-from lmq._link import Engine, Link, Watch
+from lmq._link import Engine, Watch
 from lmq._payloads import (
     ChatOptions,
     Draft,
@@ -28,7 +29,6 @@ from lmq._payloads import (
     UpdateOptions,
 )
 from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
-from lmq._version import SOFTWARE
 from lmq.errors import LmqError, NotFound, WaitTimeout
 from lmq.results import (
     ChatResult,
@@ -49,41 +49,15 @@ from lmq_proto.ids import from_text
 from lmq_proto.messages import BackupDone
 from lmq_proto.messages import Outcome as WireOutcome
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 J = TypeVar("J", bound="Job[object]")
 
-COMMAND_TIMEOUT_S = 30.0
 
-
-class Client:
+class Client(Face):
     """A connection to a broker, made on first use, kept over broker restarts, usable from any thread.
 
-    Args:
-        url: one broker address or several, tried in turn; None: `LMQ_URL`, the config file, or the local broker.
-        user: the name to claim; counts over loopback TCP in open mode only.
-        as_user: on whose behalf jobs are submitted.
-        timeout_s: bound on each command; waiting for a job's end has none unless told.
-        connect_timeout_s: bound on waiting for the very first contact, for every kind of call; None: as `timeout_s`.
+    Arguments as `Face` says: `url`, `user`, `as_user`, `timeout_s`, `connect_timeout_s`.
     """
-
-    def __init__(
-        self,
-        url: str | Sequence[str] | None = None,
-        *,
-        user: str | None = None,
-        as_user: str | None = None,
-        timeout_s: float = COMMAND_TIMEOUT_S,
-        connect_timeout_s: float | None = None,
-    ) -> None:
-        settings = config.load(url, user, as_user)
-        self._link = Link(settings.urls, settings.user, SOFTWARE)
-        self._owns_link = True
-        self._as_user = settings.as_user
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = timeout_s if connect_timeout_s is None else connect_timeout_s
 
     # --- submit --------------------------------------------------------------------------------------------------
 
@@ -408,19 +382,6 @@ class Client:
 
     # --- itself --------------------------------------------------------------------------------------------------
 
-    def as_user(self, user: str) -> Client:
-        """Return a client that submits on behalf of a user, over the same connection."""
-        clone = Client.__new__(Client)
-        clone.__dict__.update(self.__dict__)
-        clone._owns_link = False
-        clone._as_user = user
-        return clone
-
-    @property
-    def url(self) -> str:
-        """The broker address in use, or the first to try."""
-        return self._link.url
-
     def close(self) -> None:
         """End the connection; what waits in other threads gets `ClientClosed`. Jobs go on."""
         if self._owns_link:
@@ -431,12 +392,6 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _engine(self) -> Engine:
-        return self._link.engine()
-
-    def _patience(self, what: str, timeout_s: float | None) -> Patience:
-        return Patience(self._engine(), what, timeout_s, self._connect_timeout_s)
 
     def _ask(self, ask: Ask[T]) -> T:
         engine = self._engine()

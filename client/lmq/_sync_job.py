@@ -209,11 +209,6 @@ class Job(Handle[R_co], Generic[R_co]):
     def _act(self, ask: Ask[tuple[list[Outcome], bool]]) -> bool:
         return _commands.changed(self._client._ask(ask)[0])
 
-    def _learn(self, status: JobStatus) -> JobStatus:
-        self.task_type = status.task_type
-        self.channel = status.channel
-        return status
-
     def __enter__(self) -> Self:
         return self
 
@@ -236,7 +231,7 @@ class EmbedJob(Job[EmbedResult]):
 
     def __init__(self, client: Client, parts: Sequence[Job[EmbedResult]]) -> None:
         first = parts[0]
-        super().__init__(client, first.job_id, first.task_type, first._record)
+        super().__init__(client, first.job_id, first.task_type)
         self.channel = first.channel
         self.parts = list(parts)
 
@@ -256,8 +251,13 @@ class EmbedJob(Job[EmbedResult]):
         """Whether the end of every part is known here."""
         return all(part.is_ended for part in self.parts)
 
-    def _act(self, ask: Ask[tuple[list[Outcome], bool]]) -> bool:
-        raise NotImplementedError
+    def progress(self) -> Iterator[Progress]:
+        """Give the progress of one part after the other."""
+        for part in self.parts:
+            yield from part.progress()
+
+    def _pieces(self, restart: str, timeout_s: float | None) -> Iterator[Piece | Restart]:
+        return self.parts[0]._pieces(restart, timeout_s)
 
     def cancel(self, *, if_attempt: int | None = None) -> bool:
         """Cancel all parts that have not ended."""
@@ -287,13 +287,14 @@ class EventStream:
     ) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self._is_open = False
         self._inbox = SyncInbox()
         self._engine = client._engine()
         self._buffer: list[Event] = []
         self._cursor = start.cursor
-        self._is_open = True
         begin = self._engine.dialogue.begin_events
         self._engine.post(begin, self._inbox, match, start.cursor, start.since_ms, start.last)
+        self._is_open = True
 
     @property
     def cursor(self) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 
 from lmq_proto import errors, events, messages
@@ -185,8 +185,8 @@ class FakeBroker:
     def publish(self, topic: str, message: messages.OnPub) -> None:
         self.do(lambda: self._pub.send_multipart([topic.encode(), *encode(message)]))
 
-    def happen(self, kind: str, **fields: object) -> None:
-        self.do(lambda: self._event(kind, **fields))
+    def happen(self, kind: str) -> None:
+        self.do(lambda: self._event(kind))
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -530,11 +530,15 @@ class FakeBroker:
             raise errors.NotFound("job", job_id.hex())
         return job
 
-    def _event(self, kind: str, **fields: object) -> None:
-        event = events.Event(
-            seq=len(self.disk.events) + 1, at_ms=len(self.disk.events) + 1, kind=kind, **fields
-        )  # type: ignore[arg-type]  # tests name the fields
-        self.disk.events.append(event)
+    def _event(
+        self, kind: str, job_id: bytes = b"", user: str = "", task_type: str = "", state: str = ""
+    ) -> None:
+        number = len(self.disk.events) + 1
+        self.disk.events.append(
+            events.Event(
+                seq=number, at_ms=number, kind=kind, job_id=job_id, user=user, task_type=task_type, state=state
+            )
+        )  # fmt: skip
 
     # --- pushes --------------------------------------------------------------------------------------------------
 
@@ -640,5 +644,5 @@ def _bind(bound: zmq.Socket[bytes], port: int) -> int:
                 raise
             bound.poll(5)
         else:
-            return int(bound.last_endpoint.rstrip(b"\0").rpartition(b":")[2])
+            return int(bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
     raise AssertionError(f"port {port} did not become free")
