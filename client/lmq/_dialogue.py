@@ -24,7 +24,6 @@ from lmq_proto.codec import cut
 from lmq_proto.errors import (
     BadField,
     CursorExpired,
-    ErrorInfo,
     LmqError,
     NotFound,
     ProtocolError,
@@ -41,6 +40,8 @@ HELLO_WAIT_MS = 5000
 """A broker that is connected but does not greet: it may be reading its journal, or hang."""
 CONNECT_WAIT_MS = 3000
 """An address that does not connect, where there are others to try."""
+TURN_MS = 200
+"""Before the next address is tried where nobody listens; keeps a round of dead addresses from spinning."""
 REFUSED_WAIT_MS = 1000
 """Between two hellos to a broker that refused the first."""
 HEARTBEAT_MS = 5000
@@ -246,6 +247,11 @@ class Dialogue:
         self._lost()
         self._down(now_ms)
         return self._take()
+
+    def unreachable(self, now_ms: int) -> None:
+        """Take that nobody listens at the address: where there are others, `tick` tries the next one soon."""
+        if self.connection is Connection.DOWN and len(self._urls) > 1:
+            self._since_ms = min(self._since_ms, now_ms - CONNECT_WAIT_MS + TURN_MS)
 
     def received(self, message: messages.ToPeer, body: bytes, now_ms: int) -> list[Instruction]:
         """Take a message of the broker."""
@@ -587,7 +593,8 @@ class Dialogue:
             return
         for outcome in reply.outcomes:
             if outcome.outcome == "refused":
-                self._fail_follow(outcome.job_id, _outcome_error(outcome))
+                unknown = NotFound("job", to_text(outcome.job_id))
+                self._fail_follow(outcome.job_id, from_info(outcome.error) if outcome.error else unknown)
 
     def _fail_follow(self, job_id: bytes, error: LmqError) -> None:
         for token in self._followed.pop(job_id, ()):
@@ -684,12 +691,6 @@ class Dialogue:
 
 def _numbered(message: messages.FromPeer, request_id: int) -> messages.FromPeer:
     return msgspec.structs.replace(message, request_id=request_id)
-
-
-def _outcome_error(outcome: messages.Outcome) -> LmqError:
-    """Return why an outcome was refused."""
-    info = outcome.error or ErrorInfo(NotFound.code, fields={"what": "job", "name": to_text(outcome.job_id)})
-    return from_info(info)
 
 
 def _parts(job_ids: list[bytes]) -> Iterator[list[bytes]]:

@@ -296,7 +296,9 @@ class Engine:
             (zmq.MAXMSGSIZE, bounds.BODY_BYTES),
         ):
             dealer.setsockopt(option, value)
-        self._monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor = dealer.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        )
         self._dealer = dealer
         self._wants_room = False
         self._poller.register(dealer, zmq.POLLIN)
@@ -331,6 +333,8 @@ class Engine:
             elif event == zmq.EVENT_DISCONNECTED:
                 self._outgoing.clear()
                 self._carry_out(self.dialogue.disconnected(_now_ms()))
+            elif event == zmq.EVENT_CONNECT_RETRIED:
+                self.dialogue.unreachable(_now_ms())
 
     def _hear_broker(self) -> None:
         zmq = self._zmq

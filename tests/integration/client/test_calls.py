@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import threading
 from itertools import islice
 
@@ -323,7 +323,7 @@ def test_events_begin_at_a_time_or_some_back(broker: FakeBroker, make_client: Ma
     client.submit("echo").wait(10)
     with client.events(last=1, timeout_s=10) as events:
         assert next(iter(events)).kind == "done"
-    since = datetime.datetime.fromtimestamp(0.002, datetime.UTC)
+    since = dt.datetime.fromtimestamp(0.002, dt.UTC)
     with client.events(since=since, timeout_s=10) as events:
         assert next(iter(events)).seq == 2
     with pytest.raises(ValueError, match="not both"):
@@ -349,7 +349,12 @@ def test_watch_gives_the_latest_value_of_each_topic(broker: FakeBroker, make_cli
 
     thread = threading.Thread(target=look)
     thread.start()
-    eventually(lambda: broker.publish("queue/default", size) or seen, what="a publication")
+
+    def published_and_seen() -> bool:
+        broker.publish("queue/default", size)
+        return bool(seen)
+
+    eventually(published_and_seen)
     thread.join(10)
     assert seen == [size]
 
@@ -363,7 +368,12 @@ def test_progress_ends_with_the_job(manual: FakeBroker, make_client: MakeClient)
     thread = threading.Thread(target=lambda: seen.extend(job.progress()))
     thread.start()
     eventually(lambda: seen, what="the first look")
-    eventually(lambda: manual.publish(channel, step) or step in seen, what="the step")
+
+    def published_and_seen() -> bool:
+        manual.publish(channel, step)
+        return step in seen
+
+    eventually(published_and_seen)
     manual.finish(job.job_id)
     thread.join(10)
     assert not thread.is_alive()
