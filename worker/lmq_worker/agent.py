@@ -20,7 +20,7 @@ from lmq_proto.errors import ErrorInfo, ProtocolError
 from lmq_proto.ids import to_text
 from lmq_proto.messages import Enlist
 from lmq_worker import __version__
-from lmq_worker.core import Session, WorkerCore
+from lmq_worker.core import Pace, Session, WorkerCore
 from lmq_worker.instructions import (
     Forget,
     GiveUp,
@@ -116,7 +116,8 @@ class Agent:
             task_types=self._backend.task_types,
             replaces=replaces,
         )
-        self._core = WorkerCore(enlist, spooled=self._spool.results())
+        pace = Pace(reach_ms=int(config.reach_timeout_s * 1000))
+        self._core = WorkerCore(enlist, spooled=self._spool.results(), pace=pace)
         self._link.connect()
         self._carry_out(self._core.start(now_ms()))
         self._supervisor.ready(f"looking for a broker at {self._link.address}")

@@ -56,6 +56,8 @@ class WorkerConfig:
     """Queues it serves; none means all."""
     broker: list[str] = field(default_factory=list)
     """Addresses of the broker, tried in turn; none: `LMQ_URL`, or the local broker."""
+    reach_timeout_s: float = 5.0
+    """How long one address of the broker is tried before the next."""
     api_token: str = ""
     """Sent to the endpoint as a bearer token."""
 
@@ -228,7 +230,7 @@ def _with(config: WorkerConfig, values: Mapping[str, Any], where: str) -> Worker
 
 _NOT_NEGATIVE = ("slots", "drain_timeout_s", "ack_timeout_s", "cancel_grace_s", "spool_bytes", "slices_bytes")
 _POSITIVE = (
-    "poll_s", "loading_poll_s", "connect_timeout_s", "write_timeout_s", "first_byte_timeout_s", "load_timeout_s",
+    "reach_timeout_s", "poll_s", "loading_poll_s", "connect_timeout_s", "write_timeout_s", "first_byte_timeout_s", "load_timeout_s",
     "between_chunks_timeout_s", "embed_slice", "breaker_failures", "breaker_probe_s", "breaker_probe_max_s",
     "echo_slots",
 )  # fmt: skip

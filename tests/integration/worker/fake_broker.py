@@ -266,6 +266,7 @@ def settings(broker_url: str, state_dir: Path, **fields: Any) -> WorkerConfig:
         backend="echo",
         broker=[broker_url],
         state_dir=str(state_dir),
+        reach_timeout_s=1.0,
         poll_s=0.2,
         loading_poll_s=0.1,
         cancel_grace_s=0.05,
