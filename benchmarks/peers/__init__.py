@@ -8,6 +8,7 @@ from benchmarks.peers.beanstalkd import Beanstalkd
 from benchmarks.peers.celery_redis import CeleryRedis
 from benchmarks.peers.dramatiq_redis import DramatiqRedis
 from benchmarks.peers.huey_sqlite import HueySqlite
+from benchmarks.peers.lmq_itself import LmqItself
 from benchmarks.peers.procrastinate_postgres import ProcrastinatePostgres
 from benchmarks.peers.redis_server import Appendfsync
 from benchmarks.peers.rq_redis import RqRedis
@@ -18,6 +19,7 @@ BASELINE = "celery"
 
 # The order of the table and of each round. lmq's own line, under the name OURS, goes first.
 PEERS: dict[str, Callable[[], Peer]] = {
+    OURS: LmqItself,
     "celery": partial(CeleryRedis, Appendfsync.EVERYSEC),
     "celery-always": partial(CeleryRedis, Appendfsync.ALWAYS),
     "dramatiq": partial(DramatiqRedis, Appendfsync.EVERYSEC),

@@ -2,7 +2,7 @@
 
 from typing import assert_never
 
-from lmq_broker.core import clocks, holds, jobs, leases, readers, sessions, views, workers
+from lmq_broker.core import clocks, commands, holds, leases, readers, sessions, submit, views, workers
 from lmq_broker.core.chronicle import Out, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
@@ -149,7 +149,7 @@ def _from_client(
     """Carry out a client's command."""
     match message:
         case Submit():
-            jobs.submit(state, out, session, message, body, now)
+            submit.submit(state, out, session, message, body, now)
         case Credit():
             readers.credit(state, out, session, message)
         case Heartbeat():
@@ -169,7 +169,7 @@ def _from_client(
         case Why():
             views.why(state, out, session, message, now)
         case Cancel() | Retry() | Delete() | Update():
-            jobs.act(state, out, session, message, now)
+            commands.act(state, out, session, message, now)
         case Subscribe():
             readers.subscribe(state, out, session, message)
         case Unsubscribe():
@@ -274,7 +274,7 @@ def _jobs_loaded(
             assert isinstance(answer, JobsReply)
             views.why_loaded(state, out, session, command, answer)
         case Cancel() | Retry() | Delete() | Update():
-            jobs.act_on_loaded(state, out, session, command, answer, now)
+            commands.act_on_loaded(state, out, session, command, answer, now)
         case _:
             raise AssertionError(f"nothing reads jobs for {type(command).__name__}")
 

@@ -38,7 +38,7 @@ from lmq_proto.states import FINAL, State
 _PUSH_BYTES = 4 * 1024 * 1024
 """Results or text in one push."""
 _PUSH_PIECES = 1000
-_FETCH_ENDS = 200
+_FETCH_ENDS = 1000
 _EMPTY_PUSH_AFTER = 1000
 """A subscription that matched nothing for so many events is told the cursor all the same."""
 _pack = msgspec.msgpack.Encoder()
@@ -195,9 +195,8 @@ def ends_loaded(state: BrokerState, out: Out, session: Session, answer: EndsRepl
         if job_id in session.follows:
             session.follows.discard(job_id)
             sendable.append(_missing(job_id))
-    session.undelivered = type(session.undelivered)(
-        each for each in session.undelivered if each not in answered
-    )
+    while session.undelivered and session.undelivered[0] in answered:
+        session.undelivered.popleft()
     _send_ends(state, out, session.peer, sendable)
     _fetch_ends(state, out, session)
 

@@ -1,6 +1,6 @@
 """Sessions: who is at the other end of a connection, and whether it still is."""
 
-from lmq_broker.core import readers
+from lmq_broker.core import fields, readers
 from lmq_broker.core.chronicle import Out, full, refuse, reply
 from lmq_broker.core.effects import Send
 from lmq_broker.core.rights import may
@@ -62,7 +62,7 @@ def identify(state: BrokerState, credential: Credential, claim: str, command: Fr
         BadField: the claimed name cannot be a name.
     """
     if claim:
-        check_name("user", claim)
+        fields.check_name("user", claim)
     if credential.transport == "ipc" and not credential.is_owner:
         who = Identity(credential.account, credential.account, "user")
     else:
@@ -71,12 +71,6 @@ def identify(state: BrokerState, credential: Credential, claim: str, command: Fr
     if not may(who.role, type(command)):
         raise NotAllowed(type(command).__name__.lower(), who.role)
     return who
-
-
-def check_name(field: str, value: str) -> None:
-    """Raise BadField unless a name is printable and of bounded length."""
-    if not 0 < len(value) <= bounds.NAME_CHARS or not value.isprintable():
-        raise BadField(field, value, f"1 to {bounds.NAME_CHARS} printable characters")
 
 
 def open_session(

@@ -1,6 +1,6 @@
 """What people are shown: jobs, queues, workers, models, the broker's health, and why a job waits."""
 
-from lmq_broker.core import leases, models, workers
+from lmq_broker.core import commands, leases, models, workers
 from lmq_broker.core.chronicle import Out, channel, refuse, reply
 from lmq_broker.core.effects import Publish, Read
 from lmq_broker.core.reads import (
@@ -131,9 +131,9 @@ def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs)
         error = BadField("limit", command.limit, f"1 to {bounds.PAGE_JOBS}")
         refuse(state, out, session.peer, command.request_id, error)
         return
-    unknown = [each for each in command.match.states if each not in State.__members__.values()]
-    if unknown:
-        error = BadField("states", unknown[0], ", ".join(State))
+    try:
+        commands.check_match(command.match)
+    except BadField as error:
         refuse(state, out, session.peer, command.request_id, error)
         return
     only = "" if session.who.role in SEES_ALL else session.who.user

@@ -1,6 +1,6 @@
 """Workers: enlisted, what they report of their endpoint, models loaded and unloaded, silence and death."""
 
-from lmq_broker.core import leases, models, sessions
+from lmq_broker.core import fields, leases, models, sessions
 from lmq_broker.core.chronicle import Out, put, refuse, reply, tell
 from lmq_broker.core.effects import Log, Publish, Send
 from lmq_broker.core.records import MetaSet
@@ -62,7 +62,7 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
 
 def _check(command: Enlist) -> None:
     """Refuse an enlistment that is out of bounds."""
-    sessions.check_name("name", command.name)
+    fields.check_name("name", command.name)
     if not 0 < len(command.endpoint) <= 1024:
         raise BadField("endpoint", command.endpoint, "1 to 1024 characters")
     if not 1 <= len(command.task_types) <= bounds.NAME_CHARS:

@@ -1,0 +1,265 @@
+"""Submit: each job of a batch is accepted, recognised or refused; and what the fields of a job may hold."""
+
+from lmq_broker.core import fields, jobs, models, readers
+from lmq_broker.core.chronicle import (
+    Out,
+    channel,
+    full,
+    image,
+    put,
+    refusal,
+    refuse,
+    reply,
+    tell,
+)
+from lmq_broker.core.digest import digest
+from lmq_broker.core.records import (
+    JobAdded,
+    Past,
+    Terms,
+)
+from lmq_broker.core.rights import may_act_for
+from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.state import BrokerState, Job, Key, Session
+from lmq_broker.core.stimuli import Now
+from lmq_proto import bounds
+from lmq_proto.codec import cut
+from lmq_proto.errors import (
+    BadField,
+    DiskFull,
+    IdempotencyConflict,
+    LmqError,
+    NotAllowed,
+    QueueDraining,
+    Stopping,
+    TooLarge,
+    UnknownModel,
+)
+from lmq_proto.events import Kind
+from lmq_proto.ids import JOB_ID_BYTES, JobId, UserName, to_text
+from lmq_proto.messages import (
+    JobSpec,
+    Outcome,
+    Submit,
+    Submitted,
+)
+from lmq_proto.states import State
+
+_DEFAULTS = TaskDefaults()
+_NO_PAST = Past()
+
+
+def submit(state: BrokerState, out: Out, session: Session, command: Submit, body: bytes, now: Now) -> None:
+    """Accept, recognise or refuse each job of a batch; all or none of them where `atomic`."""
+    specs = command.jobs
+    user = command.as_user or session.who.user
+    try:
+        _check_batch(state, session, command, user)
+        payloads = cut(body, [spec.payload_bytes for spec in specs])
+    except LmqError as error:
+        refuse(state, out, session.peer, command.request_id, error)
+        return
+    outcomes: list[Outcome] = []
+    if command.atomic:
+        for spec, payload in zip(specs, payloads, strict=True):
+            problem = _problem(state, spec, payload, user, now, len(specs))
+            if problem is not None:
+                info = refusal(state, problem)
+                outcomes = [Outcome(job_id=each.id, outcome="refused", error=info) for each in specs]
+                reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
+                return
+    for spec, payload in zip(specs, payloads, strict=True):
+        known = _known(state, spec, payload, user)
+        if isinstance(known, LmqError):
+            outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, known)))
+            continue
+        if known is not None:
+            outcomes.append(Outcome(job_id=known, outcome="duplicate", channel=channel(state, known)))
+        else:
+            refused = _refused(state, spec, payload, user, now, 1)
+            if refused is not None:
+                outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, refused)))
+                continue
+            job = _accept(state, out, session, spec, payload, user, now)
+            outcomes.append(Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id)))
+        if command.follow:
+            readers.follow_one(state, out, session, outcomes[-1].job_id)
+    reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
+
+
+def _check_batch(state: BrokerState, session: Session, command: Submit, user: str) -> None:
+    """Refuse what is wrong with a submit as a whole."""
+    if state.stopping:
+        raise Stopping
+    if state.disk.trouble:
+        raise DiskFull(state.disk.free_bytes, state.disk.floor_bytes, 10.0)
+    if not 1 <= len(command.jobs) <= bounds.BATCH_JOBS:
+        raise BadField("jobs", len(command.jobs), f"1 to {bounds.BATCH_JOBS} in one submit")
+    fields.check_name("as_user", user)
+    if not may_act_for(session.who.principal, session.who.role, session.who.user, user):
+        raise NotAllowed("submit", session.who.role, f"{session.who.principal} may not act for {user}")
+    if command.follow and len(session.follows) + len(command.jobs) > state.settings.follows:
+        raise BadField(
+            "follow", len(session.follows), f"{state.settings.follows} followed jobs in one session"
+        )
+
+
+def _problem(
+    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
+) -> LmqError | None:
+    """Return why a job of an atomic batch cannot be accepted, if so."""
+    known = _known(state, spec, payload, user)
+    if isinstance(known, LmqError):
+        return known
+    return None if known is not None else _refused(state, spec, payload, user, now, adding)
+
+
+def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobId | LmqError | None:
+    """Return the job that this submit repeats, an error if it contradicts one, None if it is new."""
+    if spec.id in state.jobs or spec.id in state.finished or spec.id in state.tombstones:
+        return JobId(spec.id)
+    if not spec.key:
+        return None
+    key = state.keys.get((user, spec.key))
+    if key is None:
+        return None
+    return key.job_id if key.digest == digest(payload) else IdempotencyConflict(spec.key, to_text(key.job_id))
+
+
+def _refused(
+    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
+) -> LmqError | None:
+    """Return why a new job cannot be accepted, if so."""
+    try:
+        _check_spec(state, spec)
+    except LmqError as error:
+        return error
+    limits = state.settings
+    if len(payload) > limits.payload_bytes:
+        return TooLarge("payload", len(payload), limits.payload_bytes)
+    if len(state.jobs) + adding > limits.jobs_open:
+        return full(state, now, "jobs_open", len(state.jobs), limits.jobs_open)
+    mine = state.users_open.get(user, 0)
+    if mine + adding > limits.jobs_open_per_user:
+        return full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
+    hold = state.queue_holds.get(spec.queue or _defaults(state, spec.task_type).queue)
+    if hold is not None and hold.kind == "drain":
+        return QueueDraining(spec.queue or _defaults(state, spec.task_type).queue)
+    return _unknown_model(state, spec)
+
+
+def _unknown_model(state: BrokerState, spec: JobSpec) -> LmqError | None:
+    """Return an error if endpoints are known and none has any of the models asked for."""
+    if not spec.models or not state.known_models:
+        return None
+    names = {models.normal(model) for model in spec.models}
+    known = [name for worker in state.known_models.values() for name in worker]
+    if models.ANY in known:
+        return None
+    if any(names & models.names_of(name) for name in known):
+        return None
+    return UnknownModel(spec.models[0], models.nearest(spec.models[0], known))
+
+
+def _check_spec(state: BrokerState, spec: JobSpec) -> None:
+    """Raise the typed error of the first field that is out of its bounds."""
+    if len(spec.id) != JOB_ID_BYTES:
+        raise BadField("id", len(spec.id), f"{JOB_ID_BYTES} bytes")
+    fields.check_name("task_type", spec.task_type)
+    if spec.queue:
+        fields.check_name("queue", spec.queue)
+    if spec.priority is not None:
+        fields.check_within("priority", spec.priority, 0, bounds.PRIORITY_MAX)
+    if len(spec.models) > bounds.MODELS:
+        raise BadField("models", len(spec.models), f"at most {bounds.MODELS}")
+    for model in spec.models:
+        fields.check_name("model", model)
+    if spec.labels:
+        fields.check_labels(spec.labels)
+    if len(spec.key) > bounds.KEY_CHARS:
+        raise BadField("key", spec.key, f"at most {bounds.KEY_CHARS} characters")
+    if len(spec.session) > bounds.NAME_CHARS:
+        raise BadField("session", spec.session, f"at most {bounds.NAME_CHARS} characters")
+    for field, value in (
+        ("delay_ms", spec.delay_ms), ("expires_ms", spec.expires_ms), ("timeout_ms", spec.timeout_ms),
+        ("keep_ms", spec.keep_ms),
+    ):  # fmt: skip
+        if value:
+            fields.check_within(field, value, 0, bounds.DURATION_MS)
+    if spec.at_ms:
+        fields.check_within("at_ms", spec.at_ms, 0, 1 << 52)
+    fields.check_within("failures", spec.failures, 0, bounds.FAILURES_MAX)
+    if spec.prompt_tokens or spec.output_tokens:
+        fields.check_within("prompt_tokens", spec.prompt_tokens, 0, 1 << 31)
+        fields.check_within("output_tokens", spec.output_tokens, 0, 1 << 31)
+    if spec.parents:
+        raise BadField("parents", len(spec.parents), "none: this broker does not know dependencies yet")
+
+
+def _defaults(state: BrokerState, task_type: str) -> TaskDefaults:
+    return state.settings.task_defaults.get(task_type, _DEFAULTS)
+
+
+def _accept(
+    state: BrokerState, out: Out, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now
+) -> Job:
+    """Make a job of a spec that is in order, and let it wait or be ready."""
+    defaults = _defaults(state, spec.task_type)
+    intern = state.names.setdefault
+    state.last_number += 1
+    state.last_order += 1
+    due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)
+    job = Job(
+        number=state.last_number,
+        id=JobId(spec.id),
+        user=UserName(intern(user, user)),
+        principal=session.who.principal,
+        task_type=intern(spec.task_type, spec.task_type),
+        queue=intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
+        priority=defaults.priority if spec.priority is None else spec.priority,
+        state=State.READY,
+        order=state.last_order,
+        created_at_ms=now.wall_ms,
+        payload_bytes=len(payload),
+        models=tuple(intern(model, model) for model in spec.models),
+        terms=_terms(state, spec, payload, defaults),
+        past=_NO_PAST,
+        due_at_ms=due_at_ms,
+        expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
+    )
+    if due_at_ms > now.wall_ms:
+        job.state = State.DELAYED
+    state.jobs[job.id] = job
+    if spec.key:
+        state.keys[user, spec.key] = Key(job.id, job.terms.digest)
+    put(state, out, JobAdded(image(job), payload))
+    jobs.admit(state, job, now)
+    tell(state, now, Kind.ACCEPTED, job)
+    return job
+
+
+def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefaults) -> Terms:
+    """Return a job's terms; jobs that say nothing special share one object per task type."""
+    plain = not (
+        spec.labels or spec.key or spec.session or spec.prompt_tokens or spec.output_tokens or spec.timeout_ms
+        or spec.failures or spec.keep_ms or spec.root
+    )  # fmt: skip
+    if plain:
+        shared = state.plain_terms.get(spec.task_type)
+        if shared is None:
+            shared = state.plain_terms[spec.task_type] = Terms(
+                timeout_ms=defaults.timeout_ms, failures_max=defaults.failures, keep_ms=defaults.keep_ms
+            )
+        return shared
+    return Terms(
+        timeout_ms=spec.timeout_ms or defaults.timeout_ms,
+        failures_max=spec.failures or defaults.failures,
+        keep_ms=spec.keep_ms or defaults.keep_ms,
+        prompt_tokens=spec.prompt_tokens,
+        output_tokens=spec.output_tokens,
+        labels=spec.labels,
+        key=spec.key,
+        digest=digest(payload) if spec.key else b"",
+        session=spec.session,
+        root=spec.root,
+    )
