@@ -50,11 +50,14 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
             heapq.heappush(state.due, (job.due_at_ms, job.number, job))
 
 
+_STATES: dict[str, State] = {str(each): each for each in State}
+
+
 def from_stored(stored: StoredJob) -> Job:
     """Return the job that an image shows, without a lease."""
     return Job(
         number=stored.number, id=JobId(stored.id), user=UserName(stored.user), principal=stored.principal,
-        task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=State(stored.state),
+        task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=_STATES[stored.state],
         order=stored.order, created_at_ms=stored.created_at_ms, payload_bytes=stored.payload_bytes,
         models=stored.models, terms=stored.terms, past=stored.past, due_at_ms=stored.due_at_ms,
         expires_at_ms=stored.expires_at_ms, started_at_ms=stored.started_at_ms, attempt=stored.attempt,

@@ -1,5 +1,6 @@
 """The reading thread: everything that is not in the broker's memory, over its own connection."""
 
+import functools
 import queue
 import sqlite3
 import threading
@@ -43,8 +44,8 @@ COLUMNS = (
     " result_bytes, terms, past"
 )
 _FIELDS = tuple(getattr(Jobs, name.strip().strip('"')) for name in COLUMNS.split(","))
-_terms = msgspec.msgpack.Decoder(Terms).decode
-_past = msgspec.msgpack.Decoder(Past).decode
+_decode_terms = msgspec.msgpack.Decoder(Terms).decode
+_decode_past = msgspec.msgpack.Decoder(Past).decode
 _pieces = msgspec.msgpack.Decoder(list[Piece]).decode
 _events = msgspec.msgpack.Decoder(list[Event]).decode
 _SQL_VARIABLES = 500
@@ -98,7 +99,8 @@ class Reader:
     def close(self, within_s: float) -> bool:
         """End the thread after the present question; False if it did not end in time."""
         self._questions.put(None)
-        self._thread.join(within_s)
+        if self._thread.ident is not None:
+            self._thread.join(within_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -138,11 +140,40 @@ class Reader:
                 return copy_journal(connection, Path(question.path))
 
 
+@functools.lru_cache(maxsize=4096)
+def _terms(packed: bytes) -> Terms:
+    """Return terms; jobs that asked for the same share one object, as they did before they were stored."""
+    return _decode_terms(packed)
+
+
+@functools.lru_cache(maxsize=256)
+def _past(packed: bytes) -> Past:
+    """Return a past; most jobs have none, and share it."""
+    return _decode_past(packed)
+
+
 def stored(row: Row) -> StoredJob:
     """Return the image that a row of `COLUMNS` holds."""
-    head, models, tail, terms, past = row[:11], row[11], row[12:23], row[23], row[24]
-    values = (*head, tuple(models.split("\n")[:-1]), *tail, _terms(terms), _past(past))
-    return StoredJob(*values)
+    (
+        number,
+        job_id,
+        user,
+        principal,
+        task_type,
+        queue_name,
+        priority,
+        state,
+        order,
+        created,
+        size,
+        models,
+        *rest,
+    ) = row
+    names = tuple(models.split("\n")[:-1]) if models else ()
+    return StoredJob(
+        number, job_id, user, principal, task_type, queue_name, priority, state, order, created, size, names,
+        *rest[:-2], _terms(rest[-2]), _past(rest[-1]),
+    )  # fmt: skip
 
 
 def jobs_by_id(connection: sqlite3.Connection, ids: list[bytes]) -> Iterator[StoredJob]:

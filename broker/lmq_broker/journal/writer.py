@@ -60,7 +60,8 @@ class Writer:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join(within_s)
+        if self._thread.ident is not None:
+            self._thread.join(within_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
