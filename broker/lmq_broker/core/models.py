@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from lmq_proto.messages import CatalogModel, InstanceInfo
 
 ANY = "*"
+_EMBEDDING_PREFIX = "text-embedding-"
+"""LM Studio puts it before the key of every embedding model."""
 
 
 def normal(name: str) -> str:
@@ -16,13 +18,13 @@ def normal(name: str) -> str:
 
 
 def names_of(model: str, others: Iterable[str] = ()) -> frozenset[str]:
-    """Return every name a job may use for a model: with and without publisher, with and without variant."""
+    """Return every name a job may use for a model: with and without publisher, variant, and embedding prefix."""
     names = set()
     for name in (normal(model), *(normal(other) for other in others)):
         bare = name.partition("@")[0]
         for form in (name, bare):
-            names.add(form)
-            names.add(form.rpartition("/")[2])
+            short = form.rpartition("/")[2]
+            names |= {form, short, short.removeprefix(_EMBEDDING_PREFIX)}
     names.discard("")
     return frozenset(names)
 

@@ -154,26 +154,10 @@ def _past(packed: bytes) -> Past:
 
 def stored(row: Row) -> StoredJob:
     """Return the image that a row of `COLUMNS` holds."""
-    (
-        number,
-        job_id,
-        user,
-        principal,
-        task_type,
-        queue_name,
-        priority,
-        state,
-        order,
-        created,
-        size,
-        models,
-        *rest,
-    ) = row
+    head, models, tail = row[:11], row[11], row[12:23]
     names = tuple(models.split("\n")[:-1]) if models else ()
-    return StoredJob(
-        number, job_id, user, principal, task_type, queue_name, priority, state, order, created, size, names,
-        *rest[:-2], _terms(rest[-2]), _past(rest[-1]),
-    )  # fmt: skip
+    values = (*head, names, *tail, _terms(row[23]), _past(row[24]))
+    return StoredJob(*values)
 
 
 def jobs_by_id(connection: sqlite3.Connection, ids: list[bytes]) -> Iterator[StoredJob]:
