@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import tomllib
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
@@ -160,7 +161,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def local_broker() -> str:
     """Return the address of the broker on this machine: its ipc socket if there is one, else the usual port."""
     if sys.platform != "win32":
-        path = platformdirs.user_runtime_path("lmq", appauthor=False) / "broker.sock"
+        with warnings.catch_warnings():
+            # Without XDG_RUNTIME_DIR it falls back to a directory in /tmp and says so; the broker does the same.
+            warnings.simplefilter("ignore", UserWarning)
+            path = platformdirs.user_runtime_path("lmq", appauthor=False) / "broker.sock"
         if path.exists():
             return f"ipc://{path}"
     return f"tcp://127.0.0.1:{DEFAULT_PORT}"
@@ -230,9 +234,9 @@ def _with(config: WorkerConfig, values: Mapping[str, Any], where: str) -> Worker
 
 _NOT_NEGATIVE = ("slots", "drain_timeout_s", "ack_timeout_s", "cancel_grace_s", "spool_bytes", "slices_bytes")
 _POSITIVE = (
-    "reach_timeout_s", "poll_s", "loading_poll_s", "connect_timeout_s", "write_timeout_s", "first_byte_timeout_s", "load_timeout_s",
-    "between_chunks_timeout_s", "embed_slice", "breaker_failures", "breaker_probe_s", "breaker_probe_max_s",
-    "echo_slots",
+    "reach_timeout_s", "poll_s", "loading_poll_s", "connect_timeout_s", "write_timeout_s", "first_byte_timeout_s",
+    "load_timeout_s", "between_chunks_timeout_s", "embed_slice", "breaker_failures", "breaker_probe_s",
+    "breaker_probe_max_s", "echo_slots",
 )  # fmt: skip
 
 
