@@ -167,6 +167,7 @@ def end(
         detail=_end_detail(job, error, by),
     )
     readers.text_ended(state, out, job)
+    job.lease = None
     del state.jobs[job.id]
     state.finished[job.id] = job.number
     if job.terms.key:

@@ -266,7 +266,6 @@ def fail(
     })  # fmt: skip
     if is_last:
         jobs.end(state, out, job, State.DEAD, now, error=error)
-        job.lease = None
         return
     settings = state.settings
     ceiling = min(settings.backoff_cap_ms, settings.backoff_base_ms << min(job.failures - 1, 20))
