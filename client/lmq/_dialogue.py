@@ -398,6 +398,7 @@ class Dialogue:
 
     def _lost(self) -> None:
         """Drop what belonged to the session alone; what callers wait for stays and is sent again."""
+        self._out = [instruction for instruction in self._out if not isinstance(instruction, Send)]
         for request_id, request in list(self._requests.items()):
             if isinstance(request.message, messages.Follow):
                 del self._requests[request_id]
