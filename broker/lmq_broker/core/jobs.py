@@ -217,8 +217,13 @@ def delete(state: BrokerState, out: Out, gone: list[StoredJob], now: Now, *, by:
         readers.job_deleted(state, out, stored.id)
     if numbers:
         put(state, out, JobsDeleted(numbers, until_ms))
+    forgotten_ms = 0
     while len(state.tombstones) > state.settings.tombstones:
-        _forget(state, next(iter(state.tombstones)))
+        job_id, until_ms = next(iter(state.tombstones.items()))
+        forgotten_ms = max(forgotten_ms, until_ms)
+        _forget(state, job_id)
+    if forgotten_ms:
+        put(state, out, TombstonesDropped(forgotten_ms))
 
 
 def drop_tombstones(state: BrokerState, out: Out, now: Now) -> None:
