@@ -95,7 +95,7 @@ class WorkerConfig:
     ack_timeout_s: float = 2.0
     """How long results may wait for their acknowledgement at the end, before they are spooled."""
     state_dir: str = ""
-    """Where spools lie; empty: the user's state directory."""
+    """Where spools lie; empty: systemd's STATE_DIRECTORY, or the user's state directory."""
     spool_bytes: int = 256 * 1024 * 1024
     """Room for results that no broker has acknowledged."""
 
@@ -210,6 +210,8 @@ def _from_environment(config: WorkerConfig, env: Mapping[str, str]) -> WorkerCon
             values[one.name] = text.split(",") if get_origin(types[one.name]) is list else text
     if "broker" not in values and env.get("LMQ_URL"):
         values["broker"] = env["LMQ_URL"].split(",")
+    if "state_dir" not in values and env.get("STATE_DIRECTORY"):
+        values["state_dir"] = env["STATE_DIRECTORY"].partition(":")[0]
     if env.get("NOTIFY_SOCKET"):
         values["notify_socket"] = env["NOTIFY_SOCKET"]
         if env.get("WATCHDOG_USEC") and env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):

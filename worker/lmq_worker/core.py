@@ -60,6 +60,9 @@ from lmq_worker.texts import AttemptText
 # Failed enlistments that say no `retry_after_s`, and an `enlist` that nobody answered, are repeated after this.
 ENLIST_AGAIN_MS = 1000
 
+# The bound of `enlist.held`. More ends than that can only lie in a spool; the oldest are offered first.
+HELD_LEASES = 9192
+
 # Results fall due for the spool in steps, so that a fast worker does not wake for each.
 PERSIST_STEP_MS = 250
 
@@ -168,6 +171,7 @@ class WorkerCore:
         self._phases_due_ms = 0
         self._commands: dict[int, int] = {}
         self._loads_ended: list[LoadEnded] = []
+        self._last_load: tuple[int, LoadEnded] | None = None
         for ended, result in spooled:
             self._unacked[_key(ended)] = _Unacked(ended, result, persisted=True)
 
@@ -328,7 +332,10 @@ class WorkerCore:
         held += [Held(job_id=j, epoch=e, attempt=a, ended=True) for j, e, a in self._unacked]
         self._told_capacity = self._capacity
         return msgspec.structs.replace(
-            self._enlist, request_id=self._request_id, capacity=self._shown_capacity(), held=held
+            self._enlist,
+            request_id=self._request_id,
+            capacity=self._shown_capacity(),
+            held=held[:HELD_LEASES],
         )
 
     def _enlisted(self, message: Enlisted, now_ms: int) -> list[Instruction]:
@@ -338,9 +345,10 @@ class WorkerCore:
         self._epoch = message.epoch
         self._heartbeat_ms = message.heartbeat_ms if message.heartbeat_ms > 0 else self._pace.heartbeat_ms
         self._sent_ms = now_ms
-        self._loads_ended = [
-            done for done in self._loads_ended if self._commands.get(done.command_id) == self._epoch
-        ]
+        # The end of a load is not acknowledged: the last one may have died with the connection.
+        self._loads_ended = (
+            [self._last_load[1]] if self._last_load and self._last_load[0] == self._epoch else []
+        )
         out: list[Instruction] = [
             Note(
                 "enlisted", {"epoch": message.epoch, "software": message.software, "lost": len(message.stop)}
@@ -567,8 +575,10 @@ class WorkerCore:
         self, command_id: int, seconds: float, error: ErrorInfo | None = None
     ) -> list[Instruction]:
         """Take the end of a load or unload. Call `capacity_changed` first."""
-        if self._commands.get(command_id) == self._epoch:
-            self._loads_ended.append(LoadEnded(command_id=command_id, seconds=seconds, error=error))
+        if self._commands.pop(command_id, None) == self._epoch:
+            ended = LoadEnded(command_id=command_id, seconds=seconds, error=error)
+            self._last_load = (self._epoch, ended)
+            self._loads_ended.append(ended)
         return []
 
     def _load(self, message: LoadModel) -> list[Instruction]:
@@ -634,9 +644,7 @@ class WorkerCore:
                 out.append(SendMessage(Phases(leases=reports[at : at + bounds.BATCH_JOBS])))
         if self._unsent:
             out += self._unsent_results()
-        for done in self._loads_ended:
-            self._commands.pop(done.command_id, None)
-            out.append(SendMessage(done))
+        out += [SendMessage(ended) for ended in self._loads_ended]
         self._loads_ended.clear()
         if out:
             self._sent_ms = now_ms

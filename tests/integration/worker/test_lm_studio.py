@@ -565,8 +565,8 @@ def test_what_was_loaded_is_still_ours_in_the_next_life(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("knobs", "fields", "model", "code"),
     [
-        ({}, {}, "no/such-model", "unknown_model"),
-        ({"refuse_loads": True}, {}, OTHER_MODEL, "load_failed"),
+        ({}, {}, "no/such-model", "model_not_found"),
+        ({"refuse_loads": True}, {}, OTHER_MODEL, "insufficient_memory"),
         ({}, {"may_load": False}, OTHER_MODEL, "load_not_allowed"),
     ],
 )
@@ -580,6 +580,20 @@ def test_a_load_that_fails_says_why(
             ended = await studio.broker.message(LoadEnded)
             assert ended.error is not None
             assert ended.error.code == code
+
+    asyncio.run(story())
+
+
+def test_a_load_that_goes_on_failing_is_no_longer_called_a_lack_of_memory(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_studio(tmp_path, {"refuse_loads": True}) as studio:
+            await studio.broker.with_instance(CHAT_MODEL)
+            codes = []
+            for number in (1, 2):
+                await studio.broker.send(LoadModel(command_id=number, model=OTHER_MODEL))
+                ended = await studio.broker.message(LoadEnded, number)
+                codes.append(ended.error.code if ended.error else "")
+            assert codes == ["insufficient_memory", "load_failed"]
 
     asyncio.run(story())
 

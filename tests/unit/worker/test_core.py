@@ -40,7 +40,7 @@ from lmq_proto.messages import (
     Work,
 )
 from lmq_worker.attempt import Attempt, Key, Outcome
-from lmq_worker.core import Session, WorkerCore
+from lmq_worker.core import HELD_LEASES, Session, WorkerCore
 from lmq_worker.instructions import (
     Forget,
     GiveUp,
@@ -653,6 +653,26 @@ def test_the_end_of_a_load_of_an_earlier_epoch_is_not_told() -> None:
     core.received(enlisted(2, epoch=2), b"", 3)
     core.load_ended(7, 1.0)
     assert core.flush(4) == []
+
+
+def test_the_end_of_the_last_load_goes_again_to_the_same_broker_only() -> None:
+    core = a_core()
+    core.received(LoadModel(command_id=7, model="m"), b"", 1)
+    core.load_ended(7, 1.0)
+    ended = LoadEnded(command_id=7, seconds=1.0)
+    assert sent(core.flush(1)) == [ended]
+    core.received(Who(), b"", 2)
+    assert sent(core.received(enlisted(2), b"", 3)) == [ended]
+    core.received(Who(), b"", 4)
+    assert sent(core.received(enlisted(3, epoch=2), b"", 5)) == []
+
+
+def test_no_more_leases_are_named_than_an_enlistment_may_hold() -> None:
+    ends = [(core_ended(a_lease(str(n))), b"result") for n in range(HELD_LEASES + 1)]
+    core = WorkerCore(an_enlist(), spooled=ends)
+    message = sent(core.start(0))[0]
+    assert isinstance(message, Enlist)
+    assert len(message.held) == HELD_LEASES
 
 
 # --- going ---

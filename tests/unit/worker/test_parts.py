@@ -247,9 +247,15 @@ def test_a_settings_file_that_was_named_must_exist(tmp_path: Path) -> None:
 
 
 def test_the_watchdog_of_another_process_is_not_ours() -> None:
-    env = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "5", "LMQ_CONFIG": ""}
+    env = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "5"}
     assert load_config({}, env).watchdog_usec == 5
     assert load_config({}, {**env, "WATCHDOG_PID": "1"}).watchdog_usec == 0
+
+
+def test_under_systemd_the_state_lies_where_the_unit_says() -> None:
+    env = {"STATE_DIRECTORY": "/var/lib/lmq:/other"}
+    assert load_config({}, env).state_dir == "/var/lib/lmq"
+    assert load_config({}, {**env, "LMQ_WORKER_STATE_DIR": "/mine"}).state_dir == "/mine"
 
 
 @pytest.mark.parametrize(

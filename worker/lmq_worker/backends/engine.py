@@ -40,6 +40,19 @@ ENGINE_CRASHED = Verdict("engine_crashed", "crash", action="reload")
 CONTEXT_OVERFLOW = Verdict("context_overflow", permanent=True, action="none")
 
 
+# The bounds of a capacity report.
+INSTANCES, CATALOG_MODELS = 256, 4096
+
+
+def bounded(capacity: Capacity) -> Capacity:
+    """Return what of a capacity may be reported."""
+    if len(capacity.instances) <= INSTANCES and len(capacity.catalog) <= CATALOG_MODELS:
+        return capacity
+    return msgspec.structs.replace(
+        capacity, instances=capacity.instances[:INSTANCES], catalog=capacity.catalog[:CATALOG_MODELS]
+    )
+
+
 class _Usage:
     """Who uses one instance now, and when its shared cache last overflowed."""
 
@@ -159,7 +172,7 @@ class EngineBackend(ABC):
         """Look once; an endpoint that does not answer, or says that it is not ready, opens the breaker."""
         was_open = self._breaker.is_open
         try:
-            self._capacity = await self.look()
+            self._capacity = bounded(await self.look())
         except AttemptFailed as failure:
             self._breaker.probe_failed(time.monotonic(), failure.message)
             if not was_open:
@@ -281,7 +294,7 @@ class EngineBackend(ABC):
                 return failure.judged(CONTEXT_OVERFLOW)
         elif code == "engine_crashed":
             self.wake.set()
-        elif isinstance(failure, StreamCut) or code in ("unknown_model", "model_not_loaded"):
+        elif isinstance(failure, StreamCut) or code in ("model_not_found", "model_not_loaded"):
             loaded = await self._is_loaded(lease.instance_id)
             if loaded is None:
                 return AttemptFailed(

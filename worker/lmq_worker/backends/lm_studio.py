@@ -33,6 +33,7 @@ NOT_ON_NETWORK = (
     "type: lms server start --bind 0.0.0.0"
 )
 
+INSUFFICIENT_MEMORY = Verdict("insufficient_memory", action="free_memory")
 _BUSY = Verdict("instance_busy", action="wait")
 _NOT_ALLOWED = Verdict("load_not_allowed", permanent=True, action="none")
 
@@ -46,6 +47,8 @@ class LmStudioBackend(EngineBackend):
         super().__init__(config, spool)
         self._ours = spool.own_instances()
         self._loading = 0
+        # Models whose load failed without a reason, and was called a lack of memory once.
+        self._short_of_memory: set[str] = set()
         self._native = False
         self._network_notes: list[str] | None = None
 
@@ -188,8 +191,9 @@ class LmStudioBackend(EngineBackend):
             if not instance_id:
                 raise ServerError("the server did not say which instance it loaded")
             self._keep_ours(self._ours | {str(instance_id)})
+            self._short_of_memory.discard(model)
         except AttemptFailed as failure:
-            return failure.info()
+            return self._load_failure(model, failure).info()
         finally:
             self._loading -= 1
         return None
@@ -211,6 +215,13 @@ class LmStudioBackend(EngineBackend):
         except AttemptFailed as failure:
             return failure.info()
         return None
+
+    def _load_failure(self, model: str, failure: AttemptFailed) -> AttemptFailed:
+        """Return why a load failed. LM Studio hides a lack of memory behind a general failure: assume it once."""
+        if failure.verdict.code == "load_failed" and self.instances and model not in self._short_of_memory:
+            self._short_of_memory.add(model)
+            return failure.judged(INSUFFICIENT_MEMORY)
+        return failure
 
     def _check_native(self) -> None:
         if not self.config.may_load:
