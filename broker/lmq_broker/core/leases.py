@@ -118,7 +118,7 @@ def _send_work(
 ) -> None:
     """Send leases to a worker in messages of bounded size; own tasks wait until their lease is on disk."""
     assert worker.peer is not None
-    after = state.position if held else 0
+    after = state.position if held else worker.enlisted_position
     batch: list[Group] = []
     numbers: list[int] = []
     total_bytes = 0

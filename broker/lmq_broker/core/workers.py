@@ -58,6 +58,7 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
         request_id=command.request_id, protocol=protocol, software=state.software, broker_id=state.broker_id,
         epoch=state.epoch, wall_ms=now.wall_ms, heartbeat_ms=state.settings.heartbeat_ms, stop=stop,
     ))  # fmt: skip
+    worker.enlisted_position = state.position
 
 
 def _check(command: Enlist) -> None:
@@ -224,7 +225,8 @@ def load(state: BrokerState, out: Out, worker: Worker, model: str) -> None:
     assert not worker.loading
     state.last_command += 1
     worker.loading, worker.command_id = model, state.last_command
-    out.append(Send(worker.peer, LoadModel(command_id=state.last_command, model=model)))
+    command = LoadModel(command_id=state.last_command, model=model)
+    out.append(Send(worker.peer, command, after=worker.enlisted_position))
     publish(state, out, worker)
 
 
@@ -236,7 +238,8 @@ def unload(state: BrokerState, out: Out, worker: Worker, instance: Instance) -> 
     state.last_command += 1
     worker.loading, worker.command_id = instance.id, state.last_command
     instance.slots = 0
-    out.append(Send(worker.peer, UnloadModel(command_id=state.last_command, instance_id=instance.id)))
+    command = UnloadModel(command_id=state.last_command, instance_id=instance.id)
+    out.append(Send(worker.peer, command, after=worker.enlisted_position))
 
 
 def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded, now: Now) -> None:
