@@ -9,7 +9,7 @@ from lmq_broker.core.stimuli import Now, Received
 from lmq_proto import bounds
 from lmq_proto.errors import BadField, EndpointTaken, ErrorInfo, LmqError, UpgradeRequired
 from lmq_proto.events import Kind
-from lmq_proto.ids import InstanceId, WorkerName
+from lmq_proto.ids import InstanceId, PeerId, WorkerName
 from lmq_proto.messages import (
     Capacity,
     CapacityReport,
@@ -17,8 +17,10 @@ from lmq_proto.messages import (
     Enlisted,
     Held,
     InstanceInfo,
+    LeaseRef,
     LoadEnded,
     LoadModel,
+    Stop,
     UnloadModel,
     WorkerState,
 )
@@ -52,7 +54,7 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
     worker.software, worker.protocol = command.software, protocol
     worker.queues = frozenset(command.queues)
     worker.task_types = frozenset(command.task_types)
-    stop = _settle(state, out, worker, command, now)
+    stop = _settle(state, out, worker, peer, command, now)
     set_capacity(state, out, worker, command.capacity, now)
     reply(state, out, peer, Enlisted(
         request_id=command.request_id, protocol=protocol, software=state.software, broker_id=state.broker_id,
@@ -120,7 +122,9 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
     return worker
 
 
-def _settle(state: BrokerState, out: Out, worker: Worker, command: Enlist, now: Now) -> list[Held]:
+def _settle(
+    state: BrokerState, out: Out, worker: Worker, peer: PeerId, command: Enlist, now: Now
+) -> list[Held]:
     """Compare the leases a worker says it holds with ours; return those it has lost."""
     stop = []
     named = set()
@@ -128,11 +132,13 @@ def _settle(state: BrokerState, out: Out, worker: Worker, command: Enlist, now: 
         key = (held.job_id, held.epoch, held.attempt)
         if leases.take_up(state, worker, key, now):
             named.add(key)
+        elif key in worker.leases:
+            # It is stopping: its slot is free when the worker says so, not now.
+            named.add(key)
+            refs = [LeaseRef(job_id=held.job_id, epoch=held.epoch, attempt=held.attempt)]
+            out.append(Send(peer, Stop(leases=refs, reason="passed on"), after=state.position))
         else:
             stop.append(held)
-            stale = worker.leases.get(key)
-            if stale is not None:
-                named.add(key)
     for key, lease in list(worker.leases.items()):
         if key in named:
             continue
