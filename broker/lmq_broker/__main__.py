@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 import zmq
 
-from lmq_broker import config as configuration
-from lmq_broker import logs
+from lmq_broker import config as configuration, logs
 
 _EXAMPLES = """
 Examples:

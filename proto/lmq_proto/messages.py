@@ -5,15 +5,36 @@ default may be left out. Unknown fields are ignored, so that a newer peer may sa
 bytes beside them, cut up by the `..._bytes` lengths in the order of the list.
 """
 
-import msgspec
-
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.events import Event
-
-
-class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """A piece of a message; also the base of all messages."""
-
+from lmq_proto.parts import (
+    Breaker as Breaker,
+    Capacity as Capacity,
+    CatalogModel as CatalogModel,
+    Ended as Ended,
+    EventFilter as EventFilter,
+    Group as Group,
+    Held as Held,
+    Hold as Hold,
+    HostLoad as HostLoad,
+    InstanceInfo as InstanceInfo,
+    JobEnd as JobEnd,
+    JobFilter as JobFilter,
+    JobSpec as JobSpec,
+    JobView as JobView,
+    Lease as Lease,
+    LeaseRef as LeaseRef,
+    ModelView as ModelView,
+    Outcome as Outcome,
+    Part as Part,
+    PhaseReport as PhaseReport,
+    Piece as Piece,
+    QueueView as QueueView,
+    Reason as Reason,
+    Target as Target,
+    TextMark as TextMark,
+    WorkerView as WorkerView,
+)
 
 # --- both directions -------------------------------------------------------------------------------------------------
 
@@ -81,32 +102,6 @@ class Who(Part, frozen=True, kw_only=True):
 # --- jobs: submit ----------------------------------------------------------------------------------------------------
 
 
-class JobSpec(Part, frozen=True, kw_only=True):
-    """One job as it is submitted. Absent means: as the task type's defaults say."""
-
-    id: bytes
-    task_type: str
-    payload_bytes: int
-    queue: str = ""
-    priority: int | None = None
-    models: list[str] = []
-    """Any of these will do, best first; none means any model of the right kind."""
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    labels: dict[str, str] = {}
-    key: str = ""
-    delay_ms: int = 0
-    at_ms: int = 0
-    expires_ms: int = 0
-    timeout_ms: int = 0
-    failures: int = 0
-    """Charged attempts after which it is dead."""
-    keep_ms: int = 0
-    session: str = ""
-    parents: list[bytes] = []
-    root: bytes = b""
-
-
 class Submit(Part, frozen=True, kw_only=True):
     """One to 1,000 jobs; the body holds their payloads in order."""
 
@@ -117,16 +112,6 @@ class Submit(Part, frozen=True, kw_only=True):
     """All or nothing."""
     follow: bool = False
     """Send each result when it is there, as `follow` would."""
-
-
-class Outcome(Part, frozen=True, kw_only=True):
-    """What became of one job of a command: `accepted`, `duplicate`, `changed`, `unchanged` or `refused`."""
-
-    job_id: bytes
-    outcome: str
-    channel: bytes = b""
-    """Random topic of this job's progress on the PUB socket."""
-    error: ErrorInfo | None = None
 
 
 class Submitted(Part, frozen=True, kw_only=True):
@@ -159,23 +144,6 @@ class Followed(Part, frozen=True, kw_only=True):
     outcomes: list[Outcome]
 
 
-class JobEnd(Part, frozen=True, kw_only=True):
-    """How one job ended; its result is the next `result_bytes` of the body."""
-
-    job_id: bytes
-    state: str
-    attempt: int = 0
-    failures: int = 0
-    result_bytes: int = 0
-    error: ErrorInfo | None = None
-    story: list[ErrorInfo] = []
-    """Why each failed attempt failed, oldest first."""
-    worker: str = ""
-    model: str = ""
-    queued_ms: int = 0
-    leased_ms: int = 0
-
-
 class Finished(Part, frozen=True, kw_only=True):
     """Jobs that this session follows and that have ended (push)."""
 
@@ -190,13 +158,6 @@ class FollowText(Part, frozen=True, kw_only=True):
     attempt: int = 0
     piece: int = 0
     credit_bytes: int = 262_144
-
-
-class Piece(Part, frozen=True, kw_only=True):
-    """A piece of text. Channel `end` closes an attempt's text and holds the finish reason."""
-
-    channel: str
-    text: str
 
 
 class Text(Part, frozen=True, kw_only=True):
@@ -227,53 +188,6 @@ class Credit(Part, frozen=True, kw_only=True):
 # --- jobs: look ------------------------------------------------------------------------------------------------------
 
 
-class JobView(Part, frozen=True, kw_only=True):
-    """A job as people see it."""
-
-    id: bytes
-    number: int
-    """Order of arrival at the broker."""
-    user: str
-    principal: str
-    task_type: str
-    queue: str
-    priority: int
-    state: str
-    created_at_ms: int
-    phase: str = ""
-    progress: float = 0.0
-    """0..1 within the phase, where known."""
-    stage: str = ""
-    log: str = ""
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-    models: list[str] = []
-    model: str = ""
-    """What it runs or ran on."""
-    worker: str = ""
-    attempt: int = 0
-    failures: int = 0
-    failures_max: int = 0
-    suspect: bool = False
-    ahead: int | None = None
-    starts_in_s: tuple[float, float] | None = None
-    done_in_s: tuple[float, float] | None = None
-    due_at_ms: int = 0
-    expires_at_ms: int = 0
-    started_at_ms: int = 0
-    finished_at_ms: int = 0
-    deletes_at_ms: int = 0
-    timeout_ms: int = 0
-    payload_bytes: int = 0
-    result_bytes: int = 0
-    labels: dict[str, str] = {}
-    key: str = ""
-    session: str = ""
-    channel: bytes = b""
-    error: ErrorInfo | None = None
-    story: list[ErrorInfo] = []
-
-
 class Status(Part, frozen=True, kw_only=True):
     """Ask for up to 1,000 jobs by id."""
 
@@ -287,21 +201,6 @@ class Statuses(Part, frozen=True, kw_only=True):
     request_id: int
     jobs: list[JobView]
     missing: list[bytes] = []
-
-
-class JobFilter(Part, frozen=True, kw_only=True):
-    """Jobs that match all fields that are set."""
-
-    states: list[str] = []
-    user: str = ""
-    queue: str = ""
-    task_type: str = ""
-    model: str = ""
-    worker: str = ""
-    key: str = ""
-    labels: dict[str, str] = {}
-    id_ending: str = ""
-    """Last characters of the id as people type them."""
 
 
 class ListJobs(Part, frozen=True, kw_only=True):
@@ -344,14 +243,6 @@ class Why(Part, frozen=True, kw_only=True):
     job_id: bytes
 
 
-class Reason(Part, frozen=True, kw_only=True):
-    """One cause: a stable `code`, a sentence, and its facts."""
-
-    code: str
-    text: str
-    fields: dict[str, str | int | float | bool | list[str] | None] = {}
-
-
 class WhyReply(Part, frozen=True, kw_only=True):
     """The job, the cause that matters most first, and what its owner can type."""
 
@@ -362,13 +253,6 @@ class WhyReply(Part, frozen=True, kw_only=True):
 
 
 # --- jobs: act -------------------------------------------------------------------------------------------------------
-
-
-class Target(Part, frozen=True, kw_only=True):
-    """Jobs to act on: by id, or all open ones (all final ones for retry and delete) that match a filter."""
-
-    job_ids: list[bytes] = []
-    match: JobFilter | None = None
 
 
 class Cancel(Part, frozen=True, kw_only=True):
@@ -419,16 +303,6 @@ class Changed(Part, frozen=True, kw_only=True):
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
-
-
-class EventFilter(Part, frozen=True, kw_only=True):
-    """Events that match all fields that are set."""
-
-    kinds: list[str] = []
-    user: str = ""
-    queue: str = ""
-    job_ids: list[bytes] = []
-    labels: dict[str, str] = {}
 
 
 class Subscribe(Part, frozen=True, kw_only=True):
@@ -508,123 +382,6 @@ class Done(Part, frozen=True, kw_only=True):
 
     request_id: int
     changed: bool = True
-
-
-class Hold(Part, frozen=True, kw_only=True):
-    """A pause or drain in force."""
-
-    kind: str
-    """`pause` or `drain`."""
-    by: str
-    since_ms: int
-    until_ms: int = 0
-    reason: str = ""
-
-
-class QueueView(Part, frozen=True, kw_only=True):
-    """A queue and how many jobs of it are in each open state."""
-
-    name: str
-    delayed: int = 0
-    blocked: int = 0
-    ready: int = 0
-    leased: int = 0
-    asking: int = 0
-    oldest_ready_ms: int = 0
-    """How long the oldest ready job waits."""
-    workers: list[str] = []
-    hold: Hold | None = None
-
-
-class InstanceInfo(Part, frozen=True, kw_only=True):
-    """A model loaded at an endpoint, with room for `slots` jobs at once."""
-
-    instance_id: str
-    model: str
-    """The model's key, or `*` for any."""
-    kind: str = "llm"
-    """`llm`, `embedding` or `any`."""
-    slots: int = 1
-    context_tokens: int = 0
-    ours: bool = False
-    """lmq loaded it, so lmq may unload it."""
-    variants: list[str] = []
-    """Other names it answers to."""
-
-
-class CatalogModel(Part, frozen=True, kw_only=True):
-    """A model that an endpoint has on disk."""
-
-    model: str
-    kind: str = "llm"
-    size_bytes: int = 0
-    context_tokens: int = 0
-    variants: list[str] = []
-
-
-class HostLoad(Part, frozen=True, kw_only=True):
-    """Load of the worker's machine; only where the endpoint is on it."""
-
-    cpu_ratio: float = 0.0
-    memory_ratio: float = 0.0
-    memory_bytes: int = 0
-
-
-class Breaker(Part, frozen=True, kw_only=True):
-    """The endpoint keeps failing: nothing is sent there until it answers again."""
-
-    since_ms: int
-    reason: str
-    probe_at_ms: int = 0
-
-
-class Capacity(Part, frozen=True, kw_only=True):
-    """What a worker can take now (report of a worker)."""
-
-    instances: list[InstanceInfo] = []
-    catalog: list[CatalogModel] = []
-    may_load: bool = False
-    """It may load models of its catalog when told so."""
-    slots: int | None = None
-    """Jobs over all instances; absent: the sum of theirs."""
-    breaker: Breaker | None = None
-    host: HostLoad | None = None
-    notes: list[str] = []
-    """What an operator should know about the endpoint, in sentences."""
-
-
-class WorkerView(Part, frozen=True, kw_only=True):
-    """A worker as people see it."""
-
-    name: str
-    endpoint: str
-    backend: str
-    host: str
-    state: str
-    """`up`, `silent`, `gone`, `draining` or `paused`."""
-    queues: list[str] = []
-    task_types: list[str] = []
-    software: str = ""
-    protocol: int = 0
-    pid: int = 0
-    connected_ms: int = 0
-    heard_ms: int = 0
-    leased: int = 0
-    capacity: Capacity | None = None
-    loading: str = ""
-    hold: Hold | None = None
-
-
-class ModelView(Part, frozen=True, kw_only=True):
-    """A model and where it is."""
-
-    model: str
-    kind: str
-    loaded_on: list[str] = []
-    on_disk_at: list[str] = []
-    slots: int = 0
-    leased: int = 0
-    waiting: int = 0
 
 
 class ListQueues(Part, frozen=True, kw_only=True):
@@ -722,15 +479,6 @@ class BackupDone(Part, frozen=True, kw_only=True):
 # --- worker ----------------------------------------------------------------------------------------------------------
 
 
-class Held(Part, frozen=True, kw_only=True):
-    """A lease that a worker still holds: running, or ended and not yet acknowledged."""
-
-    job_id: bytes
-    epoch: int
-    attempt: int
-    ended: bool = False
-
-
 class Enlist(Part, frozen=True, kw_only=True):
     """First message of a worker, and again whenever the broker asks `who`."""
 
@@ -767,75 +515,16 @@ class Enlisted(Part, frozen=True, kw_only=True):
     stop: list[Held] = []
 
 
-class Lease(Part, frozen=True, kw_only=True):
-    """The right to one attempt; its payload is the next `payload_bytes` of the body."""
-
-    job_id: bytes
-    epoch: int
-    attempt: int
-    task_type: str
-    payload_bytes: int
-    instance_id: str = ""
-    models: list[str] = []
-    timeout_ms: int = 0
-    failures: int = 0
-    failures_max: int = 0
-    alone: bool = False
-    """A suspect: nothing else runs on this instance meanwhile."""
-    user: str = ""
-    labels: dict[str, str] = {}
-    session: str = ""
-
-
-class Group(Part, frozen=True, kw_only=True):
-    """Leases that share one slot. The order of all leases in a message is the order of the body."""
-
-    leases: list[Lease]
-
-
 class Work(Part, frozen=True, kw_only=True):
     """New leases (to a worker)."""
 
     groups: list[Group]
 
 
-class Ended(Part, frozen=True, kw_only=True):
-    """How a worker ended one lease; the result is the next `result_bytes` of the body.
-
-    `outcome`: `complete`, `fail` (charged), `release` (no fault of the job), `crash` (the engine died under it),
-    `stopped` (told to).
-    """
-
-    job_id: bytes
-    epoch: int
-    attempt: int
-    outcome: str
-    result_bytes: int = 0
-    error: ErrorInfo | None = None
-    permanent: bool = False
-    """Another attempt would fail the same way."""
-    retry_after_ms: int = 0
-    """The server asked for this much patience."""
-    shared: bool = False
-    """Others ran on the same instance when the engine crashed."""
-    model: str = ""
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    engine_ms: int = 0
-
-
 class Results(Part, frozen=True, kw_only=True):
     """Ended leases (report of a worker). It keeps them until `acked`."""
 
     ended: list[Ended]
-
-
-class LeaseRef(Part, frozen=True, kw_only=True):
-    """Names one lease."""
-
-    job_id: bytes
-    epoch: int
-    attempt: int
 
 
 class Acked(Part, frozen=True, kw_only=True):
@@ -851,19 +540,6 @@ class Stop(Part, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class PhaseReport(Part, frozen=True, kw_only=True):
-    """Latest value of one lease's progress."""
-
-    job_id: bytes
-    attempt: int
-    phase: str
-    progress: float = 0.0
-    stage: str = ""
-    log: str = ""
-    tokens: int = 0
-    tokens_per_s: float = 0.0
-
-
 class Phases(Part, frozen=True, kw_only=True):
     """Progress of several leases (report of a worker, at most some a second)."""
 
@@ -874,14 +550,6 @@ class TextReport(Part, frozen=True, kw_only=True):
     """Text of several leases (report of a worker)."""
 
     texts: list[Text]
-
-
-class TextMark(Part, frozen=True, kw_only=True):
-    """A place in an attempt's text."""
-
-    job_id: bytes
-    attempt: int
-    piece: int
 
 
 class TextDurable(Part, frozen=True, kw_only=True):

@@ -328,7 +328,10 @@ class WorkerCore:
         return [Reconnect(), *self._say_enlist(now_ms)]
 
     def _enlist_now(self) -> Enlist:
-        held = [Held(job_id=job_id, epoch=epoch, attempt=attempt) for job_id, epoch, attempt in self._held]
+        held = [
+            Held(job_id=key[0], epoch=key[1], attempt=key[2], instance_id=hold.group.instance_id)
+            for key, hold in self._held.items()
+        ]
         held += [Held(job_id=j, epoch=e, attempt=a, ended=True) for j, e, a in self._unacked]
         self._told_capacity = self._capacity
         return msgspec.structs.replace(

@@ -50,6 +50,8 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
             heapq.heappush(state.due, (job.due_at_ms, job.number, job))
 
 
+_HEAP_SLACK = 1000
+"""Entries of ended jobs that the heap of expiries may hold before it is cleared of them."""
 _STATES: dict[str, State] = {str(each): each for each in State}
 
 
@@ -100,6 +102,9 @@ def next_order(state: BrokerState) -> int:
 def wake_due(state: BrokerState, out: Out, now: Now) -> bool:
     """Make ready what has waited long enough, and end what has not started in time; False if some are left over."""
     left = bounds.BATCH_JOBS
+    if len(state.expiries) > 4 * len(state.jobs) + _HEAP_SLACK:
+        state.expiries = [entry for entry in state.expiries if entry[2].id in state.jobs]
+        heapq.heapify(state.expiries)
     while state.backoffs and state.backoffs[0][0] <= now.mono_ms and left:
         at_ms, _, job = heapq.heappop(state.backoffs)
         if job.state is State.DELAYED and job.backoff_until_ms == at_ms:

@@ -7,7 +7,7 @@ from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import Fleet, Load, Start, Unload, WakeAt
 from lmq_broker.core.settings import ENGINE_TASKS
-from lmq_broker.core.state import BrokerState, Instance, Job, Lease, LeaseKey, Session, Worker
+from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.codec import cut
@@ -17,6 +17,8 @@ from lmq_proto.messages import (
     Acked,
     Ended,
     Group,
+    Held,
+    Lease as LeaseMessage,
     LeaseRef,
     Phases,
     Progress,
@@ -24,13 +26,14 @@ from lmq_proto.messages import (
     Stop,
     Work,
 )
-from lmq_proto.messages import Lease as LeaseMessage
 from lmq_proto.states import Phase, State
 
 _WORK_LEASES = 64
 """Leases in one `work` message: enough to spread its cost, few enough for the worker to begin early."""
 _STORY_ENTRIES = 20
 _PROGRESS_EVERY_MS = 100
+_HEAP_SLACK = 1000
+"""Entries of ended leases that the heap of deadlines may hold before it is cleared of them."""
 
 # --- granted ---------------------------------------------------------------------------------------------------------
 
@@ -257,8 +260,9 @@ def fail(
 ) -> None:
     """Charge a failure: another attempt after a backoff, or dead."""
     job.failures += 1
-    told = ErrorInfo(error.code, error.message, error.retryable, error.fields | {"attempt": job.attempt})
-    job.past = jobs.changed_past(job.past, story=(*job.past.story, told)[-_STORY_ENTRIES:], releases=0)
+    job.past = jobs.changed_past(
+        job.past, story=(*job.past.story, _told(job, error))[-_STORY_ENTRIES:], releases=0
+    )
     is_last = permanent or job.failures >= job.terms.failures_max
     tell(state, now, Kind.ATTEMPT_FAILED, job, worker=job.worker, model=job.model, detail={
         "code": error.code, "error": error.message, "failures": job.failures, "failures_max": job.terms.failures_max,
@@ -278,11 +282,21 @@ def fail(
     save(state, out, job)
 
 
+def _told(job: Job, error: ErrorInfo) -> ErrorInfo:
+    """Return an error as the story of a job tells it: with the attempt."""
+    return ErrorInfo(error.code, error.message, error.retryable, error.fields | {"attempt": job.attempt})
+
+
 def strike(state: BrokerState, out: Out, job: Job, error: ErrorInfo, now: Now) -> None:
-    """The engine or worker died under this job alone: a failure, and after the second one dead."""
+    """The engine or worker died under this job alone: it runs alone from now on; the second time it is dead."""
     strikes = job.past.strikes + 1
-    job.past = jobs.changed_past(job.past, strikes=strikes, suspect=True)
-    fail(state, out, job, error, now, permanent=strikes >= state.settings.strikes)
+    if strikes >= state.settings.strikes:
+        job.past = jobs.changed_past(job.past, strikes=strikes, suspect=True)
+        fail(state, out, job, error, now, permanent=True)
+        return
+    story = (*job.past.story, _told(job, error))[-_STORY_ENTRIES:]
+    job.past = jobs.changed_past(job.past, strikes=strikes, story=story)
+    release(state, out, job, error, now, alone=True)
 
 
 def release(
@@ -338,6 +352,10 @@ def stop(state: BrokerState, out: Out, lease: Lease, reason: str) -> None:
 
 def end_overdue(state: BrokerState, out: Out, now: Now) -> None:
     """End attempts that are over their time and whose worker has not said so itself."""
+    leased = sum(len(worker.leases) for worker in state.workers.values())
+    if len(state.deadlines) > 4 * leased + _HEAP_SLACK:
+        state.deadlines = [entry for entry in state.deadlines if entry[2].job.lease is entry[2]]
+        heapq.heapify(state.deadlines)
     while state.deadlines and state.deadlines[0][0] <= now.mono_ms:
         _, _, lease = heapq.heappop(state.deadlines)
         job = lease.job
@@ -374,8 +392,9 @@ def give_back(state: BrokerState, out: Out, lease: Lease, reason: str, now: Now)
     stop(state, out, lease, reason)
 
 
-def take_up(state: BrokerState, worker: Worker, key: LeaseKey, now: Now) -> bool:
+def take_up(state: BrokerState, out: Out, worker: Worker, held: Held, now: Now) -> bool:
     """Give a lease back to a worker that still holds it; False if it has passed on."""
+    key = (held.job_id, held.epoch, held.attempt)
     lease = worker.leases.get(key)
     if lease is not None:
         return not lease.stopping
@@ -384,7 +403,8 @@ def take_up(state: BrokerState, worker: Worker, key: LeaseKey, now: Now) -> bool
         if lease.worker != worker.name:
             return False
         del state.orphans[key]
-        hold(state, worker, lease)
+        lease.instance_id = held.instance_id
+        worker.leases[key] = lease
         return True
     job = state.jobs.get(key[0])
     if job is None or job.state is not State.READY or (job.epoch, job.attempt) != key[1:]:
@@ -393,22 +413,17 @@ def take_up(state: BrokerState, worker: Worker, key: LeaseKey, now: Now) -> bool
         return False
     state.policy.withdrawn(job)
     move(state, job, State.LEASED)
+    if job.past.strikes:
+        # It was struck because its worker was taken for dead; the worker lives, so nobody knows of any crash.
+        job.past = jobs.changed_past(job.past, strikes=job.past.strikes - 1)
+    save(state, out, job)
     lease = Lease(
-        job=job, epoch=key[1], attempt=key[2], worker=worker.name, instance_id="", granted_ms=now.mono_ms,
-        deadline_ms=0, position=state.position,
+        job=job, epoch=key[1], attempt=key[2], worker=worker.name, instance_id=held.instance_id,
+        granted_ms=now.mono_ms, deadline_ms=0, position=state.position,
     )  # fmt: skip
     job.lease = lease
-    hold(state, worker, lease)
+    worker.leases[key] = lease
     return True
-
-
-def hold(state: BrokerState, worker: Worker, lease: Lease) -> None:
-    """Count a lease at its worker."""
-    worker.leases[lease.job.id, lease.epoch, lease.attempt] = lease
-    instance = worker.instances.get(lease.instance_id)
-    if instance is not None:
-        instance.leased += 1
-        instance.alone = lease.job.past.suspect
 
 
 def end_recovery(state: BrokerState, out: Out, now: Now, worker: str | None = None) -> None:

@@ -38,6 +38,7 @@ from lmq_proto.ids import PeerId
 from lmq_proto.messages import (
     Backup,
     Bye,
+    Bye as ByeMessage,
     Cancel,
     CapacityReport,
     Credit,
@@ -71,7 +72,6 @@ from lmq_proto.messages import (
     Who,
     Why,
 )  # fmt: skip
-from lmq_proto.messages import Bye as ByeMessage
 
 
 def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:

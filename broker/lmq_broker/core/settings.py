@@ -44,6 +44,10 @@ class Settings(msgspec.Struct, frozen=True):
     """Final jobs kept; the oldest go first beyond it."""
     journal_bytes: int = 16 * 1024**3
     """What the journal may take on disk before the oldest final jobs go."""
+    queues: int = 10_000
+    workers: int = 1000
+    names: int = 100_000
+    """Names of which one string object is kept."""
     tombstones: int = 200_000
     tombstone_ms: int = 7 * bounds.DAY_MS
     sessions: int = 20_000

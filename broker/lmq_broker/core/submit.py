@@ -116,7 +116,10 @@ def _problem(
 
 def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobId | LmqError | None:
     """Return the job that this submit repeats, an error if it contradicts one, None if it is new."""
-    if spec.id in state.jobs or spec.id in state.finished or spec.id in state.tombstones:
+    job = state.jobs.get(spec.id)
+    if job is not None and job.user != user:
+        return BadField("id", to_text(spec.id), "an id that no other user's job has")
+    if job is not None or spec.id in state.finished or spec.id in state.tombstones:
         return JobId(spec.id)
     if not spec.key:
         return None
@@ -142,9 +145,12 @@ def _refused(
     mine = state.users_open.get(user, 0)
     if mine + adding > limits.jobs_open_per_user:
         return full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
-    hold = state.queue_holds.get(spec.queue or _defaults(state, spec.task_type).queue)
+    queue = spec.queue or _defaults(state, spec.task_type).queue
+    if queue not in state.queues and len(state.queues) >= limits.queues:
+        return full(state, now, "queues", len(state.queues), limits.queues)
+    hold = state.queue_holds.get(queue)
     if hold is not None and hold.kind == "drain":
-        return QueueDraining(spec.queue or _defaults(state, spec.task_type).queue)
+        return QueueDraining(queue)
     return _unknown_model(state, spec)
 
 
@@ -206,6 +212,8 @@ def _accept(
     """Make a job of a spec that is in order, and let it wait or be ready."""
     defaults = _defaults(state, spec.task_type)
     intern = state.names.setdefault
+    if len(state.names) > state.settings.names:
+        state.names.clear()
     state.last_number += 1
     state.last_order += 1
     due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)

@@ -1,5 +1,7 @@
 """What people are shown: jobs, queues, workers, models, the broker's health, and why a job waits."""
 
+from itertools import islice
+
 from lmq_broker.core import commands, leases, models, workers
 from lmq_broker.core.chronicle import Out, channel, refuse, reply
 from lmq_broker.core.effects import Publish, Read
@@ -52,6 +54,8 @@ from lmq_proto.messages import (
 from lmq_proto.states import OPEN, State
 
 _QUEUE_EVERY_MS = 250
+_LOOK_AT_JOBS = 20_000
+"""Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
@@ -182,7 +186,7 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
     }
     for worker in state.workers.values():
         names |= worker.queues
-    for job in state.jobs.values():
+    for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
         if job.state is State.READY and job.queue not in oldest:
             oldest[job.queue] = now.mono_ms - job.ready_since_ms
             if len(oldest) == len(state.queues):

@@ -1,7 +1,7 @@
 """Workers: enlisted, what they report of their endpoint, models loaded and unloaded, silence and death."""
 
 from lmq_broker.core import fields, leases, models, sessions
-from lmq_broker.core.chronicle import Out, put, refuse, reply, tell
+from lmq_broker.core.chronicle import Out, full, put, refuse, reply, tell
 from lmq_broker.core.effects import Log, Publish, Send
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.state import BrokerState, Instance, Session, Worker
@@ -110,6 +110,7 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
     worker = state.workers.get(command.name)
     if worker is not None and worker.instance == command.instance:
         return worker
+    _make_room(state, now)
     worker = Worker(
         name=WorkerName(command.name), instance=InstanceId(command.instance), endpoint=command.endpoint,
         backend=command.backend, host=command.host, pid=command.pid, software=command.software, protocol=0,
@@ -122,6 +123,22 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
     return worker
 
 
+def _make_room(state: BrokerState, now: Now) -> None:
+    """Forget the worker that is gone longest when there are as many as may be known.
+
+    Raises:
+        LimitReached: all of them are connected.
+    """
+    limit = state.settings.workers
+    if len(state.workers) < limit:
+        return
+    gone = [worker for worker in state.workers.values() if worker.peer is None]
+    if not gone:
+        raise full(state, now, "workers", len(state.workers), limit)
+    oldest = min(gone, key=lambda worker: worker.heard_ms)
+    del state.workers[oldest.name]
+
+
 def _settle(
     state: BrokerState, out: Out, worker: Worker, peer: PeerId, command: Enlist, now: Now
 ) -> list[Held]:
@@ -130,7 +147,7 @@ def _settle(
     named = set()
     for held in command.held:
         key = (held.job_id, held.epoch, held.attempt)
-        if leases.take_up(state, worker, key, now):
+        if leases.take_up(state, out, worker, held, now):
             named.add(key)
         elif key in worker.leases:
             # It is stopping: its slot is free when the worker says so, not now.

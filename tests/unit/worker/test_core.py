@@ -183,7 +183,7 @@ def test_who_makes_it_enlist_again_with_all_leases_held() -> None:
     assert isinstance(message, Enlist)
     assert message.request_id == 2
     assert message.held == [
-        Held(job_id=runs.job_id, epoch=1, attempt=1),
+        Held(job_id=runs.job_id, epoch=1, attempt=1, instance_id="i"),
         Held(job_id=ended.job_id, epoch=1, attempt=1, ended=True),
     ]
 

@@ -1,0 +1,367 @@
+"""The pieces that messages are made of: jobs, leases, models and workers as both sides speak of them.
+
+Headers themselves are in `messages`. Names of fields carry their unit; a field that holds its default may be left out.
+"""
+
+import msgspec
+
+from lmq_proto.errors import ErrorInfo
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """A piece of a message; also the base of all messages."""
+
+
+class JobSpec(Part, frozen=True, kw_only=True):
+    """One job as it is submitted. Absent means: as the task type's defaults say."""
+
+    id: bytes
+    task_type: str
+    payload_bytes: int
+    queue: str = ""
+    priority: int | None = None
+    models: list[str] = []
+    """Any of these will do, best first; none means any model of the right kind."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    labels: dict[str, str] = {}
+    key: str = ""
+    delay_ms: int = 0
+    at_ms: int = 0
+    expires_ms: int = 0
+    timeout_ms: int = 0
+    failures: int = 0
+    """Charged attempts after which it is dead."""
+    keep_ms: int = 0
+    session: str = ""
+    parents: list[bytes] = []
+    root: bytes = b""
+
+
+class Outcome(Part, frozen=True, kw_only=True):
+    """What became of one job of a command: `accepted`, `duplicate`, `changed`, `unchanged` or `refused`."""
+
+    job_id: bytes
+    outcome: str
+    channel: bytes = b""
+    """Random topic of this job's progress on the PUB socket."""
+    error: ErrorInfo | None = None
+
+
+class JobEnd(Part, frozen=True, kw_only=True):
+    """How one job ended; its result is the next `result_bytes` of the body."""
+
+    job_id: bytes
+    state: str
+    attempt: int = 0
+    failures: int = 0
+    result_bytes: int = 0
+    error: ErrorInfo | None = None
+    story: list[ErrorInfo] = []
+    """Why each failed attempt failed, oldest first."""
+    worker: str = ""
+    model: str = ""
+    queued_ms: int = 0
+    leased_ms: int = 0
+
+
+class Piece(Part, frozen=True, kw_only=True):
+    """A piece of text. Channel `end` closes an attempt's text and holds the finish reason."""
+
+    channel: str
+    text: str
+
+
+class JobView(Part, frozen=True, kw_only=True):
+    """A job as people see it."""
+
+    id: bytes
+    number: int
+    """Order of arrival at the broker."""
+    user: str
+    principal: str
+    task_type: str
+    queue: str
+    priority: int
+    state: str
+    created_at_ms: int
+    phase: str = ""
+    progress: float = 0.0
+    """0..1 within the phase, where known."""
+    stage: str = ""
+    log: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    models: list[str] = []
+    model: str = ""
+    """What it runs or ran on."""
+    worker: str = ""
+    attempt: int = 0
+    failures: int = 0
+    failures_max: int = 0
+    suspect: bool = False
+    ahead: int | None = None
+    starts_in_s: tuple[float, float] | None = None
+    done_in_s: tuple[float, float] | None = None
+    due_at_ms: int = 0
+    expires_at_ms: int = 0
+    started_at_ms: int = 0
+    finished_at_ms: int = 0
+    deletes_at_ms: int = 0
+    timeout_ms: int = 0
+    payload_bytes: int = 0
+    result_bytes: int = 0
+    labels: dict[str, str] = {}
+    key: str = ""
+    session: str = ""
+    channel: bytes = b""
+    error: ErrorInfo | None = None
+    story: list[ErrorInfo] = []
+
+
+class JobFilter(Part, frozen=True, kw_only=True):
+    """Jobs that match all fields that are set."""
+
+    states: list[str] = []
+    user: str = ""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    key: str = ""
+    labels: dict[str, str] = {}
+    id_ending: str = ""
+    """Last characters of the id as people type them."""
+
+
+class Reason(Part, frozen=True, kw_only=True):
+    """One cause: a stable `code`, a sentence, and its facts."""
+
+    code: str
+    text: str
+    fields: dict[str, str | int | float | bool | list[str] | None] = {}
+
+
+class Target(Part, frozen=True, kw_only=True):
+    """Jobs to act on: by id, or all open ones (all final ones for retry and delete) that match a filter."""
+
+    job_ids: list[bytes] = []
+    match: JobFilter | None = None
+
+
+class EventFilter(Part, frozen=True, kw_only=True):
+    """Events that match all fields that are set."""
+
+    kinds: list[str] = []
+    user: str = ""
+    queue: str = ""
+    job_ids: list[bytes] = []
+    labels: dict[str, str] = {}
+
+
+class Hold(Part, frozen=True, kw_only=True):
+    """A pause or drain in force."""
+
+    kind: str
+    """`pause` or `drain`."""
+    by: str
+    since_ms: int
+    until_ms: int = 0
+    reason: str = ""
+
+
+class QueueView(Part, frozen=True, kw_only=True):
+    """A queue and how many jobs of it are in each open state."""
+
+    name: str
+    delayed: int = 0
+    blocked: int = 0
+    ready: int = 0
+    leased: int = 0
+    asking: int = 0
+    oldest_ready_ms: int = 0
+    """How long the oldest ready job waits."""
+    workers: list[str] = []
+    hold: Hold | None = None
+
+
+class InstanceInfo(Part, frozen=True, kw_only=True):
+    """A model loaded at an endpoint, with room for `slots` jobs at once."""
+
+    instance_id: str
+    model: str
+    """The model's key, or `*` for any."""
+    kind: str = "llm"
+    """`llm`, `embedding` or `any`."""
+    slots: int = 1
+    context_tokens: int = 0
+    ours: bool = False
+    """lmq loaded it, so lmq may unload it."""
+    variants: list[str] = []
+    """Other names it answers to."""
+
+
+class CatalogModel(Part, frozen=True, kw_only=True):
+    """A model that an endpoint has on disk."""
+
+    model: str
+    kind: str = "llm"
+    size_bytes: int = 0
+    context_tokens: int = 0
+    variants: list[str] = []
+
+
+class HostLoad(Part, frozen=True, kw_only=True):
+    """Load of the worker's machine; only where the endpoint is on it."""
+
+    cpu_ratio: float = 0.0
+    memory_ratio: float = 0.0
+    memory_bytes: int = 0
+
+
+class Breaker(Part, frozen=True, kw_only=True):
+    """The endpoint keeps failing: nothing is sent there until it answers again."""
+
+    since_ms: int
+    reason: str
+    probe_at_ms: int = 0
+
+
+class Capacity(Part, frozen=True, kw_only=True):
+    """What a worker can take now (report of a worker)."""
+
+    instances: list[InstanceInfo] = []
+    catalog: list[CatalogModel] = []
+    may_load: bool = False
+    """It may load models of its catalog when told so."""
+    slots: int | None = None
+    """Jobs over all instances; absent: the sum of theirs."""
+    breaker: Breaker | None = None
+    host: HostLoad | None = None
+    notes: list[str] = []
+    """What an operator should know about the endpoint, in sentences."""
+
+
+class WorkerView(Part, frozen=True, kw_only=True):
+    """A worker as people see it."""
+
+    name: str
+    endpoint: str
+    backend: str
+    host: str
+    state: str
+    """`up`, `silent`, `gone`, `draining` or `paused`."""
+    queues: list[str] = []
+    task_types: list[str] = []
+    software: str = ""
+    protocol: int = 0
+    pid: int = 0
+    connected_ms: int = 0
+    heard_ms: int = 0
+    leased: int = 0
+    capacity: Capacity | None = None
+    loading: str = ""
+    hold: Hold | None = None
+
+
+class ModelView(Part, frozen=True, kw_only=True):
+    """A model and where it is."""
+
+    model: str
+    kind: str
+    loaded_on: list[str] = []
+    on_disk_at: list[str] = []
+    slots: int = 0
+    leased: int = 0
+    waiting: int = 0
+
+
+class Held(Part, frozen=True, kw_only=True):
+    """A lease that a worker still holds: running, or ended and not yet acknowledged."""
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    ended: bool = False
+    instance_id: str = ""
+    """Where it runs; empty once it has ended."""
+
+
+class Lease(Part, frozen=True, kw_only=True):
+    """The right to one attempt; its payload is the next `payload_bytes` of the body."""
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    task_type: str
+    payload_bytes: int
+    instance_id: str = ""
+    models: list[str] = []
+    timeout_ms: int = 0
+    failures: int = 0
+    failures_max: int = 0
+    alone: bool = False
+    """A suspect: nothing else runs on this instance meanwhile."""
+    user: str = ""
+    labels: dict[str, str] = {}
+    session: str = ""
+
+
+class Group(Part, frozen=True, kw_only=True):
+    """Leases that share one slot. The order of all leases in a message is the order of the body."""
+
+    leases: list[Lease]
+
+
+class Ended(Part, frozen=True, kw_only=True):
+    """How a worker ended one lease; the result is the next `result_bytes` of the body.
+
+    `outcome`: `complete`, `fail` (charged), `release` (no fault of the job), `crash` (the engine died under it),
+    `stopped` (told to).
+    """
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+    outcome: str
+    result_bytes: int = 0
+    error: ErrorInfo | None = None
+    permanent: bool = False
+    """Another attempt would fail the same way."""
+    retry_after_ms: int = 0
+    """The server asked for this much patience."""
+    shared: bool = False
+    """Others ran on the same instance when the engine crashed."""
+    model: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+
+
+class LeaseRef(Part, frozen=True, kw_only=True):
+    """Names one lease."""
+
+    job_id: bytes
+    epoch: int
+    attempt: int
+
+
+class PhaseReport(Part, frozen=True, kw_only=True):
+    """Latest value of one lease's progress."""
+
+    job_id: bytes
+    attempt: int
+    phase: str
+    progress: float = 0.0
+    stage: str = ""
+    log: str = ""
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+
+
+class TextMark(Part, frozen=True, kw_only=True):
+    """A place in an attempt's text."""
+
+    job_id: bytes
+    attempt: int
+    piece: int
