@@ -536,6 +536,9 @@ def _push_events(state: BrokerState, out: Out, session: Session, subscription: S
             out.append(Read(request, state.position))
             return
         start = subscription.cursor + 1 - oldest
+        if start >= len(state.events):
+            # Of this turn: they are pushed when it ends.
+            return
         _send_events(
             state, out, session, subscription, state.events[start : start + state.settings.events_per_push]
         )
