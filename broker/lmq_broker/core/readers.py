@@ -392,19 +392,19 @@ def _restart_reason(job: Job) -> str:
 
 def _fetch_text(state: BrokerState, out: Out, reader: TextReader) -> None:
     """Read text back from the journal."""
-    reader.fetching = True
     request = ReadText(
         Context(reader.peer), reader.job_id, reader.attempt, reader.piece, max(1, reader.credit_bytes)
     )
+    reader.fetching = request
     out.append(Read(request, state.position))
 
 
 def text_loaded(state: BrokerState, out: Out, session: Session, request: ReadText, answer: TextReply) -> None:
     """Send text that was read back, and the final word if the job has ended and nothing is left."""
     reader = session.readers.get(request.id)
-    if reader is None or not reader.fetching:
+    if reader is None or reader.fetching != request:
         return
-    reader.fetching = False
+    reader.fetching = None
     job = answer.job
     is_open = request.id in state.jobs
     if job is None or not _may_read(session, job.user):
@@ -474,9 +474,9 @@ def subscribe(state: BrokerState, out: Out, session: Session, command: Subscribe
     session.subscriptions[command.subscription_id] = subscription
     state.subscribers[session.peer] = None
     if command.cursor < 0 and command.since_ms:
-        subscription.fetching = True
         context = Context(session.peer, command)
         request = ReadEvents(context, command.subscription_id, -1, command.since_ms, 0)
+        subscription.fetching = request
         out.append(Read(request, state.position))
         return
     if command.cursor < 0:
@@ -529,10 +529,10 @@ def _push_events(state: BrokerState, out: Out, session: Session, subscription: S
     while subscription.credit > 0 and not subscription.fetching and subscription.cursor < state.last_seq:
         oldest = state.events[0].seq if state.events else state.last_seq + 1
         if subscription.cursor + 1 < oldest:
-            subscription.fetching = True
             request = ReadEvents(
                 Context(session.peer), subscription.id, subscription.cursor, 0, state.settings.events_per_push
             )
+            subscription.fetching = request
             out.append(Read(request, state.position))
             return
         start = subscription.cursor + 1 - oldest
@@ -587,9 +587,9 @@ def events_loaded(
 ) -> None:
     """Send events that were read back."""
     subscription = session.subscriptions.get(request.subscription_id)
-    if subscription is None or not subscription.fetching:
+    if subscription is None or subscription.fetching != request:
         return
-    subscription.fetching = False
+    subscription.fetching = None
     command = request.context.command
     if isinstance(command, Subscribe):
         _subscribed(state, out, session, subscription, command.request_id, answer.cursor)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.reads import ReadEvents, ReadText
 from lmq_broker.core.records import Past, Terms
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import HostFacts
@@ -200,7 +201,8 @@ class Subscription(msgspec.Struct):
     match: EventFilter
     only_user: str
     """Events of this user only; empty: all."""
-    fetching: bool = False
+    fetching: ReadEvents | None = None
+    """The read that is under way; what another brings back is not for this one."""
 
 
 class TextReader(msgspec.Struct):
@@ -212,7 +214,8 @@ class TextReader(msgspec.Struct):
     piece: int
     """The last piece it was sent."""
     credit_bytes: int
-    fetching: bool = False
+    fetching: ReadText | None = None
+    """The read that is under way; what another brings back is not for this one."""
 
 
 class Key(msgspec.Struct, frozen=True, gc=False):
