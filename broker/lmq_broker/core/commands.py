@@ -1,7 +1,5 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-import heapq
-
 from lmq_broker.core import fields, jobs, leases
 from lmq_broker.core.chronicle import (
     Out,
@@ -260,7 +258,7 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
     if command.expires_ms is not None:
         job.expires_at_ms = now.wall_ms + command.expires_ms if command.expires_ms else 0
         if job.expires_at_ms:
-            heapq.heappush(state.expiries, (job.expires_at_ms, job.number, job))
+            jobs.push(state, state.expiries, job.expires_at_ms, job)
     terms = job.terms
     job.terms = Terms(
         timeout_ms=terms.timeout_ms if command.timeout_ms is None else command.timeout_ms,

@@ -39,7 +39,7 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
     queue.changed = True
     state.users_open[job.user] = state.users_open.get(job.user, 0) + 1
     if job.expires_at_ms:
-        heapq.heappush(state.expiries, (job.expires_at_ms, job.number, job))
+        push(state, state.expiries, job.expires_at_ms, job)
     if job.state is State.READY:
         job.ready_since_ms = now.mono_ms
         state.policy.queued(job, now)
@@ -47,7 +47,7 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
         if job.past.backoff_ms:
             delay(state, job, job.past.backoff_ms, now)
         else:
-            heapq.heappush(state.due, (job.due_at_ms, job.number, job))
+            push(state, state.due, job.due_at_ms, job)
 
 
 _HEAP_SLACK = 1000
@@ -67,13 +67,19 @@ def from_stored(stored: StoredJob) -> Job:
     )  # fmt: skip
 
 
+def push(state: BrokerState, heap: list[tuple[int, int, T]], at_ms: int, item: T) -> None:
+    """Put something on a heap by time; of what is due at one time, the first put in comes out first."""
+    state.pushes += 1
+    heapq.heappush(heap, (at_ms, state.pushes, item))
+
+
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
 def delay(state: BrokerState, job: Job, wait_ms: int, now: Now) -> None:
     """Let a delayed job wait out its backoff on the monotonic clock."""
     job.backoff_until_ms = now.mono_ms + wait_ms
-    heapq.heappush(state.backoffs, (job.backoff_until_ms, job.number, job))
+    push(state, state.backoffs, job.backoff_until_ms, job)
 
 
 def make_ready(state: BrokerState, out: Out, job: Job, now: Now) -> None:

@@ -100,7 +100,7 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
     instance.leased += 1
     instance.alone = job.past.suspect
     if deadline_ms:
-        heapq.heappush(state.deadlines, (deadline_ms, job.number, lease))
+        jobs.push(state, state.deadlines, deadline_ms, lease)
     tell(state, now, Kind.STARTED, job, worker=worker.name, model=job.model)
     return LeaseMessage(
         job_id=job.id, epoch=lease.epoch, attempt=lease.attempt, task_type=job.task_type,

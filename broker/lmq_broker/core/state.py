@@ -298,6 +298,8 @@ class BrokerState(msgspec.Struct):
     """Heap by wall time: jobs that must have started by then."""
     deadlines: list[tuple[int, int, Lease]] = msgspec.field(default_factory=list)
     """Heap by monotonic time: attempts."""
+    pushes: int = 0
+    """Things ever put on a heap."""
     next_tick_ms: int = 0
     next_retention_ms: int = 0
     retention_reading: bool = False
