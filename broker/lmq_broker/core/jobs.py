@@ -124,7 +124,8 @@ def wake_due(state: BrokerState, out: Out, now: Now) -> bool:
             tell(state, now, Kind.READY, job)
     while not state.clock_trouble and state.expiries and state.expiries[0][0] <= now.wall_ms and left:
         at_ms, _, job = heapq.heappop(state.expiries)
-        if job.expires_at_ms == at_ms and job.state in (State.DELAYED, State.READY, State.BLOCKED):
+        waits = job.state in (State.DELAYED, State.READY, State.BLOCKED)
+        if job.expires_at_ms == at_ms and waits and not job.started_at_ms:
             left -= 1
             withdraw(state, job)
             end(state, out, job, State.EXPIRED, now)
