@@ -1,6 +1,7 @@
 """The life of a job outside its leases: waiting, ready, ended, deleted."""
 
 import heapq
+from typing import TypeVar
 
 from lmq_broker.core import readers
 from lmq_broker.core.chronicle import (
@@ -21,7 +22,7 @@ from lmq_broker.core.records import (
     StoredJob,
     TombstonesDropped,
 )
-from lmq_broker.core.state import BrokerState, End, Job
+from lmq_broker.core.state import BrokerState, End, Job, Lease
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.errors import (
@@ -30,6 +31,8 @@ from lmq_proto.errors import (
 from lmq_proto.events import Kind
 from lmq_proto.ids import JobId, UserName
 from lmq_proto.states import State
+
+T = TypeVar("T", Job, Lease)
 
 
 def admit(state: BrokerState, job: Job, now: Now) -> None:
