@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import resource
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ _HEARTBEAT_MS, _SILENT_MS = 5000, 15000
 _IPC = b"ipc:"
 _LOOPBACK = b"loopback"
 _MOST_PARTS = 16
+_FILES = 65_536
 
 
 class SendFailed(Exception):
@@ -54,6 +56,17 @@ def seed_routing_ids() -> None:
         ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "big"))
 
 
+def raise_file_limit() -> int:
+    """Allow this process as many open files (one for each connection) as the system lets it; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 class Door:
     """All sockets of the broker. One thread uses it."""
 
@@ -62,6 +75,7 @@ class Door:
             if not is_local(url):
                 raise NotLocal(url)
         seed_routing_ids()
+        raise_file_limit()
         self._context = zmq.Context()
         self._owner = os.getuid()
         self._accounts: dict[str, Credential] = {}
