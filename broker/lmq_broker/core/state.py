@@ -145,6 +145,8 @@ class Worker(msgspec.Struct):
     """None: not connected."""
     gone_ms: int = 0
     """Monotonic time at which the connection was found gone; 0: it is there."""
+    enlist_id: int = 0
+    """Request number of its last `enlist`; the same once more is a repeat of it."""
     enlisted_position: int = 0
     """Journal position of its `enlisted`: work and loads are sent after it."""
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)

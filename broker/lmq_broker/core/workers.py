@@ -44,17 +44,21 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
     except (LmqError, UpgradeRequired) as error:
         refuse(state, out, peer, command.request_id, error)
         return
+    repeats = worker.peer == peer and worker.enlist_id == command.request_id
     session = sessions.open_session(
         state, out, peer, InstanceId(command.instance), who, command.software, protocol, now
     )
     session.worker = worker.name
     worker.peer = peer
+    worker.enlist_id = command.request_id
     worker.gone_ms = 0
     worker.heard_ms = now.mono_ms
     worker.software, worker.protocol = command.software, protocol
     worker.queues = frozenset(command.queues)
     worker.task_types = frozenset(command.task_types)
     stop = _settle(state, out, worker, peer, command, now)
+    if not repeats:
+        _pass_on_unnamed(state, out, worker, command, now)
     set_capacity(state, out, worker, command.capacity, now)
     reply(state, out, peer, Enlisted(
         request_id=command.request_id, protocol=protocol, software=state.software, broker_id=state.broker_id,
@@ -144,18 +148,23 @@ def _settle(
 ) -> list[Held]:
     """Compare the leases a worker says it holds with ours; return those it has lost."""
     stop = []
-    named = set()
     for held in command.held:
         key = (held.job_id, held.epoch, held.attempt)
         if leases.take_up(state, out, worker, held, now):
-            named.add(key)
-        elif key in worker.leases:
+            continue
+        if key in worker.leases:
             # It is stopping: its slot is free when the worker says so, not now.
-            named.add(key)
             refs = [LeaseRef(job_id=held.job_id, epoch=held.epoch, attempt=held.attempt)]
             out.append(Send(peer, Stop(leases=refs, reason="passed on"), after=state.position))
         else:
             stop.append(held)
+    leases.end_recovery(state, out, now, worker.name)
+    return stop
+
+
+def _pass_on_unnamed(state: BrokerState, out: Out, worker: Worker, command: Enlist, now: Now) -> None:
+    """Pass on the leases that a worker holds no more: the work never reached it."""
+    named = {(held.job_id, held.epoch, held.attempt) for held in command.held}
     for key, lease in list(worker.leases.items()):
         if key in named:
             continue
@@ -163,8 +172,6 @@ def _settle(
         if not lease.stopping:
             error = ErrorInfo("lease_lost", f"worker {worker.name} no longer knew the job", retryable=True)
             leases.release(state, out, lease.job, error, now)
-    leases.end_recovery(state, out, now, worker.name)
-    return stop
 
 
 # --- the endpoint ----------------------------------------------------------------------------------------------------
