@@ -10,13 +10,13 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import zmq
 
 from lmq_proto import bounds
 from lmq_proto.codec import TO_PEER_TABLE
-from lmq_proto.errors import ErrorInfo, ProtocolError
+from lmq_proto.errors import ErrorInfo, LmqError, ProtocolError
 from lmq_proto.ids import to_text
 from lmq_proto.messages import Enlist
 from lmq_worker import __version__
@@ -60,6 +60,17 @@ def now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
+class WorkerBroken(LmqError):
+    """The worker's own code failed; the log says where. Its leases pass on, its results lie in the spool."""
+
+    code = "worker_broken"
+    retryable = True
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"stopped by a fault of its own: {what}; start it again", what=what)
+        self.what = what
+
+
 class Agent:
     """One worker process: a backend on one side, a broker on the other."""
 
@@ -89,11 +100,19 @@ class Agent:
         self._ready_told = False
         self._gave_up: ErrorInfo | None = None
         self._core: WorkerCore
+        self._broken: asyncio.Future[str]
 
     async def run(self) -> ErrorInfo | None:
-        """Work until told to stop; return why the broker did not want this worker, if so."""
+        """Work until told to stop; return why the broker did not want this worker, if so.
+
+        Raises:
+            WorkerBroken: our own code failed. What runs on would be neither alive nor dead.
+        """
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._broken = loop.create_future()
+        loop.set_exception_handler(self._callback_failed)
         self._listen_to_signals()
         self._feed_watchdog()
         instance = os.urandom(16)
@@ -122,10 +141,19 @@ class Agent:
         self._carry_out(self._core.start(now_ms()))
         self._supervisor.ready(f"looking for a broker at {self._link.address}")
         watch = asyncio.create_task(self._watch_endpoint())
+        stop = asyncio.create_task(self._stop.wait())
         try:
-            await self._stop.wait()
+            over: list[asyncio.Future[Any]] = [stop, watch, self._broken]
+            await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+            error = watch.exception() if watch.done() else None
+            if error is not None:
+                log.error("worker_broken", extra={"why": str(error)}, exc_info=error)
+                raise WorkerBroken(f"{type(error).__name__}: {error}") from error
+            if self._broken.done():
+                raise WorkerBroken(self._broken.result())
             await self._wind_down()
         finally:
+            stop.cancel()
             watch.cancel()
             await asyncio.wait([watch])
             await self._close()
@@ -137,6 +165,16 @@ class Agent:
             self._hurry.set()
             self._plan_turn()
         self._stop.set()
+
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take an exception that a callback of the loop let through: after one of ours nothing is certain."""
+        error = context.get("exception")
+        if "handle" not in context or error is None:
+            loop.default_exception_handler(context)
+            return
+        log.error("worker_broken", extra={"why": str(error)}, exc_info=error)
+        if not self._broken.done():
+            self._broken.set_result(f"{type(error).__name__}: {error}")
 
     # --- the loop ---
 

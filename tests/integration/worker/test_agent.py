@@ -21,8 +21,9 @@ from lmq_proto.messages import (
     Stop,
     Work,
 )
-from lmq_worker.agent import Agent
+from lmq_worker.agent import Agent, WorkerBroken
 from lmq_worker.backends import BACKENDS
+from lmq_worker.backends.echo import EchoBackend
 from lmq_worker.spool import Spool, SpoolTaken
 
 if TYPE_CHECKING:
@@ -247,6 +248,28 @@ def test_a_worker_that_is_not_wanted_ends_and_says_why(tmp_path: Path) -> None:
             refusal = ErrorInfo("upgrade_required", "install the same lmq on both")
             await broker.send(ErrorReply(request_id=enlist.request_id, error=refusal))
             assert await run == refusal
+            spool.close()
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_its_own_ends_the_worker_instead_of_leaving_it_half_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(EchoBackend, "immediate", broken)
+
+    async def story() -> None:
+        async with a_broker() as broker:
+            config = settings(broker.url, tmp_path)
+            spool = Spool(config.spool_dir, limit_bytes=config.spool_bytes)
+            run = asyncio.create_task(Agent(config, BACKENDS["echo"](config, spool), spool).run())
+            await broker.message(Enlist)
+            await broker.give({})
+            with pytest.raises(WorkerBroken, match="a bug"):
+                await run
             spool.close()
 
     asyncio.run(story())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ import pytest
 from lmq_proto.messages import Ended, HostLoad, Lease
 from lmq_worker.attempt import Attempt
 from lmq_worker.backends.breaker import EndpointBreaker
+from lmq_worker.backends.lm_studio import network_notes
 from lmq_worker.backends.openai import model_names, read_props
 from lmq_worker.config import BadSetting, WorkerConfig, complete, load_config, local_broker
 from lmq_worker.failures import AttemptFailed, EmptyAnswer, StreamCut, WrongModel
@@ -330,6 +332,18 @@ def test_small_changes_of_load_are_not_worth_a_message() -> None:
     assert not moved(told, HostLoad(cpu_ratio=0.54, memory_ratio=0.46))
     assert moved(told, HostLoad(cpu_ratio=0.56, memory_ratio=0.5))
     assert moved(told, HostLoad(cpu_ratio=0.5, memory_ratio=0.44))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "broker"),
+    [
+        ("http://127.0.0.1:1", "tcp://127.0.0.1:7766"),
+        ("http://127.0.0.1:1", "ipc:///run/broker.sock"),
+        ("http://gpu-1:1234", "tcp://queue:7766"),
+    ],
+)
+def test_where_an_endpoint_listens_matters_only_to_a_broker_elsewhere(endpoint: str, broker: str) -> None:
+    assert asyncio.run(network_notes(WorkerConfig(endpoint=endpoint, broker=[broker]))) == []
 
 
 # --- payloads and answers ---
