@@ -33,8 +33,7 @@ from lmq.results import (
     Why,
     join_embeds,
 )
-from lmq_proto.messages import EventFilter
-from lmq_proto.messages import Outcome as WireOutcome
+from lmq_proto.messages import EventFilter, Outcome as WireOutcome
 from lmq_proto.states import State
 
 if TYPE_CHECKING:
@@ -175,9 +174,9 @@ class AsyncJob(Handle[R_co], Generic[R_co]):
                 push = await inbox.get(self._client._patience(f"text of job {self.id}", timeout_s))
                 for piece in pieces.read(push):
                     yield piece
-                due_bytes = pieces.due_bytes()
-                if due_bytes:
-                    engine.post(dialogue.text_taken, inbox, self.job_id, due_bytes)
+                due = pieces.due()
+                if due:
+                    engine.post(dialogue.text_taken, inbox, self.job_id, due)
         finally:
             if not pieces.is_final:
                 engine.post_quietly(dialogue.end_text, inbox, self.job_id)

@@ -12,6 +12,7 @@ their old number, follows, streams from their cursors. The broker carries each o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -105,7 +106,8 @@ class Dialogue:
     def begin(self, token: Token, message: messages.FromPeer, body: bytes = b"") -> None:
         """Carry out a command; its `request_id` is filled in here. The token gets the reply."""
         request_id = self._next_id()
-        self._request(request_id, Request(_numbered(message, request_id), body, (token,)))
+        numbered = msgspec.structs.replace(message, request_id=request_id)
+        self._request(request_id, Request(numbered, body, (token,)))
 
     def begin_submit(
         self,
@@ -119,9 +121,10 @@ class Dialogue:
 
         The token gets its `Outcome`; `follow`, if any, its end, as from `begin_follow`.
         """
+        at_once = follow is not None and len(self._followed) < bounds.FOLLOWS
         if follow is not None:
             self._followed.setdefault(spec.id, []).append(follow)
-        self._submits.add(token, spec, payload, as_user, follow is not None)
+        self._submits.add(token, spec, payload, as_user, at_once)
 
     def begin_batch(
         self,
@@ -170,11 +173,11 @@ class Dialogue:
         follow.readers[token] = Reader(attempt, piece)
         self._follow_text(follow)
 
-    def text_taken(self, token: Token, job_id: bytes, taken_bytes: int) -> None:
-        """Say that a reader has read so much (`TextPush.cost_bytes`) of what it was given."""
+    def text_taken(self, token: Token, job_id: bytes, taken: int) -> None:
+        """Say that a reader has read so much (`TextPush.cost`) of what it was given."""
         follow = self._texts.get(job_id)
         if follow is not None and token in follow.readers:
-            follow.readers[token].unread_bytes -= taken_bytes
+            follow.readers[token].unread -= taken
             self._credit_text(follow)
 
     def end_text(self, token: Token, job_id: bytes) -> None:
@@ -275,8 +278,7 @@ class Dialogue:
                 self._welcomed(message, now_ms)
             case messages.ErrorReply():
                 self._error(message, now_ms)
-            case messages.Who():
-                # Several may come, one for each message that was on its way.
+            case messages.Who():  # one for each message that was on its way
                 if self.connection is not Connection.GREETING:
                     self._lost()
                     self._greet(now_ms)
@@ -366,7 +368,7 @@ class Dialogue:
             return self._heard_ms + SILENT_HEARTBEATS * self._heartbeat_ms
         if self.connection is Connection.GREETING:
             return self._since_ms + (HELLO_WAIT_MS if self._hello_id else REFUSED_WAIT_MS)
-        # A lone address needs no turn: the transport tries it again by itself, each time a little later.
+        # A lone address needs no turn: the transport itself tries it again, each time a little later.
         return self._since_ms + (CONNECT_WAIT_MS if len(self._urls) > 1 else 10 * CONNECT_WAIT_MS)
 
     def _turn(self, now_ms: int) -> None:
@@ -423,10 +425,10 @@ class Dialogue:
         followed = dict.fromkeys(self._followed)
         for request in self._requests.values():
             self._out.append(Send(request.message, request.body))
-            if isinstance(request.message, messages.Submit) and request.message.follow:
+            if isinstance(request.message, messages.Submit):
                 for spec in request.message.jobs:
                     followed.pop(spec.id, None)
-        for job_id in self._submits.followed():
+        for job_id in self._submits.job_ids():
             followed.pop(job_id, None)
         self._to_follow = followed
         for text in self._texts.values():
@@ -437,15 +439,13 @@ class Dialogue:
     def _error(self, reply: messages.ErrorReply, now_ms: int) -> None:
         error = from_info(reply.error)
         if reply.request_id == self._hello_id and self.connection is Connection.GREETING:
-            if isinstance(error, Stopping):
-                return
             self._hello_id = 0
             self._since_ms = now_ms
-            self._out = self.abort(error)
+            if not error.retryable:
+                self._out = self.abort(error)
             return
         if isinstance(error, Stopping):
-            # Not carried out: it goes to the broker that comes next.
-            return
+            return  # not carried out: it goes to the broker that comes next
         job_id = self._text_requests.pop(reply.request_id, None)
         if job_id is not None:
             follow = self._texts.get(job_id)
@@ -508,13 +508,16 @@ class Dialogue:
             )
         for part in _parts(self._to_unfollow):
             self._out.append(Send(messages.Unfollow(job_ids=part)))
-        for part in _parts(list(self._to_follow)):
+        room = bounds.FOLLOWS - len(self._followed) + len(self._to_follow)
+        wanted = list(islice(self._to_follow, max(0, room)))
+        for part in _parts(wanted):
             request_id = self._next_id()
             self._request(
                 request_id, Request(messages.Follow(request_id=request_id, job_ids=part), b"", (None,))
             )
         self._to_unfollow = []
-        self._to_follow = {}
+        for job_id in wanted:
+            del self._to_follow[job_id]
         owed = self._results_flow.window - self._results_flow.granted
         if owed >= self._results_flow.window // 4:
             self._results_flow.granted += owed
@@ -552,6 +555,8 @@ class Dialogue:
                 self._unwant(spec.id)
             elif outcome.job_id != spec.id:
                 self._move_follow(spec.id, outcome.job_id)
+            elif not request.message.follow and spec.id in self._followed:
+                self._to_follow[spec.id] = None
         if not request.merged:
             self._resolve(request.tokens[0], reply.outcomes)
             return
@@ -613,7 +618,7 @@ class Dialogue:
         self._send(
             messages.FollowText(
                 request_id=follow.request_id, job_id=follow.job_id, attempt=attempt, piece=piece,
-                credit_bytes=follow.flow.open(follow.unread_bytes()),
+                credit_bytes=follow.flow.open(follow.unread()),
             )
         )  # fmt: skip
 
@@ -622,7 +627,7 @@ class Dialogue:
         self._text_requests.pop(follow.request_id, None)
 
     def _credit_text(self, follow: TextFollow) -> None:
-        more = follow.flow.due(follow.unread_bytes())
+        more = follow.flow.due(follow.unread())
         if more:
             self._send(messages.Credit(job_id=follow.job_id, text_bytes=more))
 
@@ -664,7 +669,7 @@ class Dialogue:
         if subscription is None or subscription.awaited:
             return
         if push.expired:
-            self._expire(subscription, push.before)
+            self._expire(subscription, push.after)
             return
         new = subscription.accept(push)
         if new is None:
@@ -688,10 +693,6 @@ class Dialogue:
     def _take(self) -> list[Instruction]:
         out, self._out = self._out, []
         return out
-
-
-def _numbered(message: messages.FromPeer, request_id: int) -> messages.FromPeer:
-    return msgspec.structs.replace(message, request_id=request_id)
 
 
 def _parts(job_ids: list[bytes]) -> Iterator[list[bytes]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from lmq import results
 from lmq._streams import TextPush
-from lmq.errors import JobCancelled, JobDead, JobExpired, LmqError, StreamRestarted
+from lmq.errors import JobCancelled, JobDead, JobExpired, LmqError, NotFound, StreamRestarted
 from lmq.results import JobStatus, Piece, Restart
 from lmq_proto import ids
 from lmq_proto.errors import from_info
@@ -32,8 +32,11 @@ READERS: dict[str, Callable[[bytes], object]] = {
 }
 """Task type to what reads its result; other results are MessagePack as it stands."""
 
-REPORT_BYTES = 64 * 1024
-"""Text read before the dialogue is told: a quarter of the window, so that few messages carry credit."""
+DELETED = "deleted"
+"""What the wire says instead of a final state of a job that is gone."""
+
+REPORT_TEXT = 64 * 1024
+"""Characters read before the dialogue is told: a quarter of the window, so that few messages carry credit."""
 
 
 class Record:
@@ -135,8 +138,16 @@ class Handle(Generic[R_co]):
             self._record.waiters.remove(inbox)
 
     def _state(self) -> State:
+        """Return the final state.
+
+        Raises:
+            NotFound: the job was deleted.
+        """
         assert self._record.end is not None
-        return State(self._record.end[0].state)
+        state = self._record.end[0].state
+        if state == DELETED:
+            raise NotFound("job", self.id)
+        return State(state)
 
     def _read_result(self) -> R_co:
         """Return the result, or raise how the job ended instead."""
@@ -156,6 +167,8 @@ class Handle(Generic[R_co]):
                 raise JobCancelled(self.id, story)
             case State.EXPIRED:
                 raise JobExpired(self.id, story)
+            case deleted if deleted == DELETED:
+                raise NotFound("job", self.id)
 
 
 class Pieces:
@@ -172,7 +185,7 @@ class Pieces:
         self._job_id = job_id
         self._raises = restart == "raise"
         self.is_final = False
-        self.taken_bytes = 0
+        self.taken = 0
 
     def read(self, push: object) -> Iterator[Piece | Restart]:
         """Give the pieces of a push.
@@ -181,7 +194,7 @@ class Pieces:
             StreamRestarted: a new attempt began after pieces of an earlier one.
         """
         assert isinstance(push, TextPush)
-        self.taken_bytes += push.cost_bytes
+        self.taken += push.cost
         if push.restart:
             if self._raises:
                 raise StreamRestarted(self._job_id, push.attempt, push.reason)
@@ -190,11 +203,11 @@ class Pieces:
             yield Piece(piece.channel, piece.text, push.attempt, number)
         self.is_final = push.final
 
-    def due_bytes(self) -> int:
+    def due(self) -> int:
         """Return how much to report as read, once it is worth a message."""
-        if self.taken_bytes < REPORT_BYTES:
+        if self.taken < REPORT_TEXT:
             return 0
-        taken, self.taken_bytes = self.taken_bytes, 0
+        taken, self.taken = self.taken, 0
         return taken
 
 

@@ -12,8 +12,8 @@ import msgspec
 from lmq_proto.events import Event
 from lmq_proto.messages import EventFilter, Events, Piece, Subscribe, Subscribed, Text
 
-TEXT_WINDOW_BYTES = 256 * 1024
-"""Text of one job that may lie unread in this process: some minutes of a fast model."""
+TEXT_WINDOW = 256 * 1024
+"""Characters of one job's text that may lie unread in this process: some minutes of a fast model."""
 EVENTS_WINDOW = 1000
 """Events of one subscription that may lie unread."""
 
@@ -30,7 +30,7 @@ class TextPush(msgspec.Struct, frozen=True):
     final: bool
 
     @property
-    def cost_bytes(self) -> int:
+    def cost(self) -> int:
         """What its reader takes off its credit by reading it."""
         return text_cost(self.pieces)
 
@@ -43,8 +43,8 @@ class EventsPush(msgspec.Struct, frozen=True):
 
 
 def text_cost(pieces: list[Piece]) -> int:
-    """Return what a push of these pieces costs: the bytes of their texts, at least 1 a piece."""
-    return sum(max(1, len(p.text) if p.text.isascii() else len(p.text.encode())) for p in pieces)
+    """Return what a push of these pieces costs: their characters, at least 1 a piece."""
+    return sum(max(1, len(piece.text)) for piece in pieces)
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Reader:
 
     attempt: int
     piece: int
-    unread_bytes: int = 0
+    unread: int = 0
 
     def accept(self, text: Text) -> TextPush | None:
         """Return what of a push is new to this reader, if anything."""
@@ -91,7 +91,7 @@ class Reader:
             return None
         first = self.piece + 1
         self.piece += len(pieces)
-        self.unread_bytes += text_cost(pieces)
+        self.unread += text_cost(pieces)
         return TextPush(self.attempt, first, pieces, restart and shown, text.restart, text.final)
 
 
@@ -103,7 +103,7 @@ class TextFollow:
     """
 
     job_id: bytes
-    flow: Flow = field(default_factory=lambda: Flow(TEXT_WINDOW_BYTES))
+    flow: Flow = field(default_factory=lambda: Flow(TEXT_WINDOW))
     readers: dict[object, Reader] = field(default_factory=dict)
     request_id: int = 0
     attempt: int = 0
@@ -114,8 +114,8 @@ class TextFollow:
         self.attempt, self.piece = min((r.attempt, r.piece) for r in self.readers.values())
         return self.attempt, self.piece
 
-    def unread_bytes(self) -> int:
-        return max((reader.unread_bytes for reader in self.readers.values()), default=0)
+    def unread(self) -> int:
+        return max((reader.unread for reader in self.readers.values()), default=0)
 
     def leaves_gap(self, text: Text) -> bool:
         """Tell whether pieces before this push are missing; move the cursor if not."""

@@ -66,12 +66,11 @@ class Submits:
             for token, _, _ in lane:
                 yield token
 
-    def followed(self) -> Iterator[bytes]:
-        """Give the ids of the waiting jobs that will be followed by being submitted."""
-        for (_, follow), lane in self._lanes.items():
-            if follow:
-                for _, spec, _ in lane:
-                    yield spec.id
+    def job_ids(self) -> Iterator[bytes]:
+        """Give the ids of the jobs that the broker does not know yet."""
+        for lane in self._lanes.values():
+            for _, spec, _ in lane:
+                yield spec.id
 
     def clear(self) -> None:
         self._lanes.clear()

@@ -46,8 +46,7 @@ from lmq.results import (
     WorkerView,
 )
 from lmq_proto.ids import from_text
-from lmq_proto.messages import BackupDone
-from lmq_proto.messages import Outcome as WireOutcome
+from lmq_proto.messages import BackupDone, Outcome as WireOutcome
 
 T = TypeVar("T")
 J = TypeVar("J", bound="Job[object]")

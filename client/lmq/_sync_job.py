@@ -146,9 +146,9 @@ class Job(Handle[R_co], Generic[R_co]):
         try:
             while not pieces.is_final:
                 yield from pieces.read(inbox.get(self._client._patience(f"text of job {self.id}", timeout_s)))
-                due_bytes = pieces.due_bytes()
-                if due_bytes:
-                    engine.post(dialogue.text_taken, inbox, self.job_id, due_bytes)
+                due = pieces.due()
+                if due:
+                    engine.post(dialogue.text_taken, inbox, self.job_id, due)
         finally:
             if not pieces.is_final:
                 engine.post_quietly(dialogue.end_text, inbox, self.job_id)
@@ -183,10 +183,9 @@ class Job(Handle[R_co], Generic[R_co]):
             engine.post_quietly(engine.unwatch, watch)
 
     def cancel(self, *, if_attempt: int | None = None) -> bool:
-        """Cancel the job; tell whether that changed anything.
+        """Cancel the job; tell whether that changed anything, which it does not for a job that has ended.
 
         Raises:
-            WrongState: it has ended otherwise already.
             AttemptMoved: it is at another attempt than `if_attempt`.
         """
         return self._act(_commands.cancel(_commands.target([self], {}), if_attempt))

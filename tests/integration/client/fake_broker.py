@@ -475,10 +475,8 @@ class FakeBroker:
         job.restart = reason
 
     def _cancel(self, job: FakeJob) -> bool:
-        if job.state == "cancelled":
-            return False
         if job.state in FINAL:
-            raise errors.WrongState(job.spec.id.hex(), job.state, "an open job")
+            return False
         self._finish(job.spec.id, b"", "cancelled")
         return True
 
@@ -575,7 +573,7 @@ class FakeBroker:
                 return
             first = reading.piece + 1
             reading.piece += len(pieces)
-            reading.credit -= sum(max(1, len(piece.text.encode())) for piece in pieces)
+            reading.credit -= sum(max(1, len(piece.text)) for piece in pieces)
             self._send(
                 peer,
                 messages.Text(

@@ -243,8 +243,9 @@ def test_jobs_can_be_looked_at_and_acted_on(manual: FakeBroker, make_client: Mak
     assert job.retry() is True
     manual.finish(job.job_id, 5)
     assert job.result(timeout_s=10) == 5
+    assert job.cancel() is False
     with pytest.raises(lmq.WrongState):
-        job.cancel()
+        client.submit("echo").delete()
     assert job.delete() is True
     with pytest.raises(lmq.NotFound):
         job.status()

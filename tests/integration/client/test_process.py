@@ -47,8 +47,8 @@ def test_an_interrupt_in_result_leaves_the_client_usable(manual: FakeBroker) -> 
 
         thread = threading.Thread(target=interrupt)
         thread.start()
+        waits.set()
         with pytest.raises(KeyboardInterrupt):
-            waits.set()
             job.result()
         thread.join(10)
         assert not job._record.waiters
@@ -131,7 +131,11 @@ def test_a_cancelled_wait_leaves_the_client_usable(manual: FakeBroker) -> None:
         async with lmq.AsyncClient(manual.url) as client:
             job = await client.submit("echo", 1)
             waiting = asyncio.create_task(job.result())
-            stream = asyncio.create_task(anext(aiter(job.stream())))
+
+            async def first_piece() -> str:
+                return await anext(aiter(job.stream()))
+
+            stream = asyncio.create_task(first_piece())
             await asyncio.sleep(0)
             waiting.cancel()
             stream.cancel()

@@ -6,8 +6,7 @@ from collections import Counter
 from random import Random
 from unittest.mock import patch
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lmq import _streams
 from lmq._dialogue import Dialogue
@@ -58,7 +57,7 @@ class World:
                 case Fail(token, error):
                     self.answers[token] += 1
                     self.errors[token] = error
-                case Push(("text", job_id), item):
+                case Push(("text", bytes(job_id)), item):
                     assert isinstance(item, TextPush)
                     self.read_text(job_id, item)
                 case Push(_, item):
@@ -74,7 +73,7 @@ class World:
             assert push.first == len(shown) + 1
         shown += [(push.attempt, piece.text) for piece in push.pieces]
         self.finals[job_id] += push.final
-        self.dialogue.text_taken(("text", job_id), job_id, push.cost_bytes)
+        self.dialogue.text_taken(("text", job_id), job_id, push.cost)
 
     # --- what may happen ------------------------------------------------------------------------------------------
 
@@ -211,7 +210,7 @@ ACTS = {
 def test_each_call_is_answered_once_and_each_stream_is_whole(seed: int, steps: int) -> None:
     chance = Random(seed)
     # Windows so small that every run needs credit.
-    with patch.object(_streams, "EVENTS_WINDOW", 6), patch.object(_streams, "TEXT_WINDOW_BYTES", 12):
+    with patch.object(_streams, "EVENTS_WINDOW", 6), patch.object(_streams, "TEXT_WINDOW", 12):
         walk(chance.choices(list(ACTS), list(ACTS.values()), k=steps), chance)
 
 
