@@ -1,0 +1,94 @@
+"""What cancel, retry, update and delete share: which jobs are meant, asking first, telling what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from lmq.cli.errors import Failure, Status, sentence_of, status_of
+from lmq.cli.humane import count, short
+from lmq.cli.params import job_ids
+from lmq.cli.tables import padded
+from lmq.errors import LmqError
+from lmq_proto.errors import from_info
+
+if TYPE_CHECKING:
+    from lmq import JobMatch, Outcome
+    from lmq.cli.port import BrokerPort
+    from lmq.cli.session import Session
+
+COUNTED = 1000
+"""Jobs counted for the question; more are `over 1,000`."""
+TOLD = 20
+"""Jobs named one by one; of more only the number is told."""
+
+
+def meant_jobs(
+    session: Session,
+    client: BrokerPort,
+    verb: str,
+    names: tuple[str, ...],
+    match: JobMatch,
+    states: Iterable[str],
+) -> list[str]:
+    """Return the ids that were named; none if a filter is meant, which was confirmed then.
+
+    Args:
+        session: asks back.
+        client: counts.
+        verb: for the question.
+        names: jobs as people name them.
+        match: the filter.
+        states: what the act can touch at all.
+
+    Raises:
+        UsageError: neither or both are given.
+        Failure: nothing matches, or the answer was no.
+    """
+    if bool(names) == bool(match):
+        raise click.UsageError(f"name jobs, or filter them: lmq {verb} 7KQ2M9, or lmq {verb} --user anna")
+    if names:
+        return job_ids(client, names)
+    if "states" not in match:
+        match["states"] = sorted(states)
+    found = len(client.jobs(limit=COUNTED, **match))
+    if not found:
+        raise Failure("no job fits that", Status.NOT_FOUND)
+    number = f"over {COUNTED:,} jobs" if found == COUNTED else count(found, "job")
+    session.confirm(f"{verb} {number}?")
+    return []
+
+
+def tell_outcomes(session: Session, outcomes: list[Outcome], done: str) -> None:
+    """Print what became of each job.
+
+    Args:
+        session: how to print.
+        outcomes: one for each job.
+        done: the word for a job that was changed, as `cancelled`.
+
+    Raises:
+        Failure: one was refused; the status is that of the first refusal.
+    """
+    refused = [outcome for outcome in outcomes if outcome.outcome == "refused"]
+    if session.json:
+        session.emit(outcomes)
+    else:
+        shown = outcomes if len(outcomes) <= TOLD else []
+        for outcome in shown:
+            if outcome.outcome != "refused":
+                words = done if outcome.outcome == "changed" else f"was {done} already"
+                click.echo(f"{padded(short(outcome.job_id), 6)}  {words}")
+        if not shown:
+            changed = sum(outcome.outcome == "changed" for outcome in outcomes)
+            click.echo(f"{count(changed, 'job')} {done}")
+    if refused:
+        errors = [_error(outcome) for outcome in refused]
+        sentences = "\nlmq: ".join(dict.fromkeys(sentence_of(error) for error in errors[:TOLD]))
+        raise Failure(sentences, status_of(errors[0]), error=errors[0])
+
+
+def _error(outcome: Outcome) -> LmqError:
+    return from_info(outcome.error) if outcome.error else LmqError(f"{short(outcome.job_id)} was refused")

@@ -1,0 +1,122 @@
+"""`lmq submit`: jobs of any task type, one from the command line or many from a file."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from lmq import drafts
+from lmq.cli import session as cli
+from lmq.cli.chat import read_pipe
+from lmq.cli.errors import Failure, status_of
+from lmq.cli.humane import count, short
+from lmq.cli.params import MODEL, job_options, options_of
+from lmq.cli.places import remember_last
+from lmq.errors import LmqError, PartlyRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lmq import Draft, JobOptions, Json
+    from lmq.cli.port import BrokerPort
+    from lmq.cli.session import Session
+
+EXAMPLE = """
+lmq submit train '{"custom_dir": "data"}' --queue training --key norms-2026-11
+lmq submit echo -f payloads.jsonl --priority background
+"""
+REFUSALS_SHOWN = 10
+
+
+@cli.command("submit", example=EXAMPLE)
+@click.argument("task_type", metavar="TYPE")
+@click.argument("payload", required=False, metavar="[JSON|-]")
+@click.option(
+    "--file", "-f", "file", type=click.File(encoding="utf-8"), help="One payload a line; - is the pipe."
+)
+@click.option("--model", "-m", type=MODEL, multiple=True, help="Any of these; may be given several times.")
+@click.option("--atomic", is_flag=True, help="All of a file or none; at most 1,000.")
+@job_options
+@cli.pass_session
+def command(session: Session, /, task_type: str, payload: str | None, atomic: bool, **said: Any) -> None:
+    """Submit jobs and print their ids, which are on the broker's disk by then.
+
+    TYPE is chat, complete, embed, bulk_embed, echo, or a task type of your own.
+    """
+    file: IO[str] | None = said["file"]
+    if file is not None and payload is not None:
+        raise click.UsageError("give JSON or --file, not both")
+    with session.client() as client:
+        options = options_of(client, said)
+        model = list(said["model"]) or None
+        if file is None:
+            job = client.submit(task_type, _payload(payload), model=model, **options)
+            remember_last(job.id)
+            session.emit({"job": job.id}) if session.json else click.echo(job.id)
+            return
+        batch = _drafts(task_type, file, model, options)
+        _submit_many(session, client, batch, atomic=atomic)
+
+
+def _submit_many(session: Session, client: BrokerPort, batch: list[Draft], *, atomic: bool) -> None:
+    refused: PartlyRefused | None = None
+    try:
+        ids = [job.id for job in client.submit_many(batch, atomic=atomic)]
+    except PartlyRefused as error:
+        refused = error
+        ids = [job.id for job in error.accepted]
+    if ids:
+        remember_last(ids[-1])
+    if session.json:
+        session.emit(
+            {"jobs": ids, "refused": [_refusal(at, why) for at, why in refused.refused] if refused else []}
+        )
+    else:
+        session.lines(ids)
+    if refused is not None:
+        for at, why in refused.refused[:REFUSALS_SHOWN]:
+            session.note(f"line {at + 1}: {why.message}")
+        sentence = f"{count(len(refused.refused), 'job')} refused, {len(ids)} accepted"
+        raise Failure(sentence, status_of(refused), error=refused)
+    session.note(f"{count(len(ids), 'job')} accepted" + (f", the last is {short(ids[-1])}" if ids else ""))
+
+
+def _refusal(index: int, why: LmqError) -> dict[str, object]:
+    return {"line": index + 1, "code": why.code, "message": why.message}
+
+
+def _payload(text: str | None) -> Json:
+    if text is None:
+        return None
+    if text == "-":
+        text = read_pipe()
+    return _parsed(text, "the payload")
+
+
+def _drafts(task_type: str, file: IO[str], model: list[str] | None, options: JobOptions) -> list[Draft]:
+    return [
+        drafts.draft(task_type, payload, model=model, **_own_key(options, number))
+        for number, payload in _numbered(file)
+    ]
+
+
+def _numbered(file: IO[str]) -> Iterator[tuple[int, Json]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, _parsed(line, f"line {number}")
+
+
+def _own_key(options: JobOptions, number: int) -> JobOptions:
+    """Return the options with a key of the line's own: one key for all would make them one job."""
+    key = options.get("idempotency_key")
+    return options if not key else {**options, "idempotency_key": f"{key}/{number}"}
+
+
+def _parsed(text: str, what: str) -> Json:
+    try:
+        value: Json = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{what} is no JSON: {error}") from error
+    return value

@@ -1,0 +1,146 @@
+"""`lmq up`: a broker and a worker for the model server found, as children of this command, until Ctrl-C."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from lmq import config
+from lmq.cli import session as cli
+from lmq.cli.children import Child, Children, daemon_words, needs_daemon
+from lmq.cli.endpoint import LOCAL_URL, Endpoint, look
+from lmq.cli.errors import Failure, Status
+from lmq.errors import LmqError, NotReachable
+
+if TYPE_CHECKING:
+    from lmq.cli.session import Session
+
+EXAMPLE = """
+lmq up
+lmq up --endpoint http://gpu-2:1234
+lmq up --simulator
+"""
+BROKER_READY = r"broker ready at (\S+)"
+WORKER_READY = r"worker (\S+) ready at (\S+)"
+SIMULATOR_READY = r"simulator ready at (\S+)"
+COLORS = {"broker": "blue", "worker": "green", "simulator": "magenta"}
+
+
+@cli.command("up", example=EXAMPLE)
+@click.option("--endpoint", metavar="URL", help=f"The model server; default: {LOCAL_URL}.")
+@click.option("--simulator", is_flag=True, help="A simulated LM Studio instead of a real one.")
+@click.option(
+    "--data", type=click.Path(file_okay=False), help="Folder of the journal; default: the broker's own."
+)
+@cli.pass_session
+def command(session: Session, endpoint: str | None, simulator: bool, data: str | None) -> None:
+    """Start a broker and a worker for the LM Studio found here; both stop on Ctrl-C.
+
+    Where a broker runs already, only the worker is added. For services that outlive the terminal: lmq systemd install.
+    """
+    if endpoint and simulator:
+        raise click.UsageError("give --endpoint or --simulator, not both")
+    needs_daemon("worker")
+    found = None if simulator else _model_server(endpoint or LOCAL_URL)
+    broker_url = running_broker(session)
+    if broker_url and found:
+        _refuse_second_worker(session, broker_url, found.url)
+    try:
+        with Children() as children:
+            served = found.url if found else _start_simulator(children)
+            if broker_url:
+                click.echo(f"a broker runs at {broker_url} already; only the worker is added")
+            else:
+                broker_url = _start_broker(children, session, data)
+            _start_worker(children, broker_url, served)
+            click.echo("up. In another terminal, type: lmq chat Hello        Ctrl-C stops it all")
+            _relay(children)
+    except KeyboardInterrupt:
+        click.echo("stopped")
+
+
+def running_broker(session: Session) -> str:
+    """Return the address of a broker that answers; empty if none does."""
+    try:
+        with session.client() as client:
+            client.health()
+            return client.url
+    except NotReachable:
+        return ""
+
+
+def _model_server(url: str) -> Endpoint:
+    found = look(url)
+    if not found.kind:
+        raise Failure(
+            f"no LM Studio at {found.url} ({found.why}); start its server, in LM Studio or by: lms server start; "
+            "or type: lmq up --simulator",
+            Status.NO_BROKER,
+        )
+    if found.kind == "lm_studio" and not found.llms:
+        click.echo(
+            f"LM Studio at {found.url} has no chat model loaded; jobs that name one will load it", err=True
+        )
+    return found
+
+
+def _refuse_second_worker(session: Session, broker_url: str, endpoint: str) -> None:
+    """End well if a worker serves this endpoint already."""
+    with replace(session, url=broker_url).client() as client:
+        try:
+            names = [one.name for one in client.workers() if one.endpoint == endpoint and one.state != "gone"]
+        except LmqError:
+            return
+    if names:
+        click.echo(f"it is up already: broker at {broker_url}, worker {names[0]} for {endpoint}")
+        raise click.exceptions.Exit(0)
+
+
+def _start_broker(children: Children, session: Session, data: str | None) -> str:
+    needs_daemon("broker")
+    words = [*daemon_words("broker"), *(["--data", data] if data else [])]
+    if session.url:
+        words += ["--listen", config.load(session.url).urls[0]]
+    child = children.start("broker", words)
+    url = children.await_ready(child, BROKER_READY)[1]
+    click.echo(f"broker ready at {url}")
+    return url
+
+
+def _start_simulator(children: Children) -> str:
+    needs_daemon("simulator")
+    child = children.start("simulator", [*daemon_words("simulator"), "--port", "0"])
+    url = children.await_ready(child, SIMULATOR_READY)[1]
+    click.echo(f"simulated LM Studio ready at {url}")
+    return url
+
+
+def _start_worker(children: Children, broker_url: str, endpoint: str) -> None:
+    child = children.start(
+        "worker", [*daemon_words("worker"), "--broker", broker_url, "--endpoint", endpoint]
+    )
+    name = children.await_ready(child, WORKER_READY)[1]
+    click.echo(f"worker {name} ready, serving {endpoint}")
+
+
+def _relay(children: Children) -> None:
+    """Print what the children say until one of them ends.
+
+    Raises:
+        Failure: one ended by itself.
+    """
+    while True:
+        line = children.next_line(3600.0)
+        if line is None:
+            continue
+        if line.is_end:
+            raise Failure(
+                f"{line.child.name} ended: {line.child.last_line}; the others are stopped", Status.FAILED
+            )
+        _print(line.child, line.text)
+
+
+def _print(child: Child, text: str) -> None:
+    click.echo(f"{click.style(f'{child.name:9}', fg=COLORS.get(child.name))} | {text}")
