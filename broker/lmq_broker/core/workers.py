@@ -186,7 +186,16 @@ def capacity_report(
     except BadField as error:
         refuse(state, out, session.peer, 0, error)
         return
-    set_capacity(state, out, worker, command.capacity, now)
+    if _only_load_differs(worker.capacity, command.capacity):
+        worker.capacity = command.capacity
+    else:
+        set_capacity(state, out, worker, command.capacity, now)
+
+
+def _only_load_differs(before: Capacity, after: Capacity) -> bool:
+    """Tell whether nothing has changed but the load of the machine, which nothing that is kept depends on."""
+    names = [name for name in Capacity.__struct_fields__ if name != "host"]
+    return all(getattr(before, name) == getattr(after, name) for name in names)
 
 
 def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacity, now: Now) -> None:
@@ -215,12 +224,7 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
         tell(state, now, Kind.BREAKER_OPEN, worker=worker.name, detail={"reason": capacity.breaker.reason})
     if capacity.breaker is None and before.breaker is not None:
         tell(state, now, Kind.BREAKER_CLOSED, worker=worker.name)
-    if (
-        capacity.host == before.host
-        or capacity.instances != before.instances
-        or capacity.catalog != before.catalog
-    ):
-        state.fleet_version += 1
+    state.fleet_version += 1
     _remember_models(state, out, worker)
     publish(state, out, worker)
 
