@@ -217,6 +217,9 @@ def _end_lease(
     if ended.model:
         job.model = ended.model[: bounds.NAME_CHARS]
     error = ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
+    if ended.outcome != "complete":
+        # No worker that comes back may take this attempt up: it is over.
+        job.epoch = 0
     if ended.outcome == "complete" and len(result) > state.settings.payload_bytes:
         error = ErrorInfo(
             "result_too_large", f"result of {len(result)} bytes, limit {state.settings.payload_bytes}"
