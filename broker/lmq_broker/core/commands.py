@@ -3,6 +3,7 @@
 from lmq_broker.core import fields, jobs, leases
 from lmq_broker.core.chronicle import (
     Out,
+    full,
     image,
     put,
     queue_named,
@@ -187,6 +188,7 @@ def _act_on(
         return True
     if past.state == State.DONE:
         raise WrongState(short(job_id), past.state, "dead, cancelled or expired; submit it again instead")
+    _check_room(state, past.user, now)
     _retry(state, out, past, now, by=session.who.user)
     return True
 
@@ -198,6 +200,16 @@ def cancel(state: BrokerState, out: Out, job: Job, now: Now, *, by: str) -> None
     jobs.end(state, out, job, State.CANCELLED, now, by=by)
     if lease is not None:
         leases.stop(state, out, lease, "cancelled")
+
+
+def _check_room(state: BrokerState, user: str, now: Now) -> None:
+    """Raise LimitReached if one more open job would be too many."""
+    limits = state.settings
+    if len(state.jobs) >= limits.jobs_open:
+        raise full(state, now, "jobs_open", len(state.jobs), limits.jobs_open)
+    mine = state.users_open.get(user, 0)
+    if mine >= limits.jobs_open_per_user:
+        raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
 
 
 def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) -> None:
