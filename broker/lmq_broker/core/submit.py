@@ -61,8 +61,11 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
         return
     outcomes: list[Outcome] = []
     if command.atomic:
+        keys: dict[str, bytes] = {}
         for spec, payload in zip(specs, payloads, strict=True):
             problem = _problem(state, spec, payload, user, now, len(specs))
+            if spec.key and keys.setdefault(spec.key, payload) != payload:
+                problem = IdempotencyConflict(spec.key, to_text(spec.id))
             if problem is not None:
                 info = refusal(state, problem)
                 outcomes = [Outcome(job_id=each.id, outcome="refused", error=info) for each in specs]
