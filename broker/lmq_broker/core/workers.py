@@ -58,6 +58,8 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
     worker.task_types = frozenset(command.task_types)
     stop = _settle(state, out, worker, peer, command, now)
     if not repeats:
+        # What it was loading, or the word that it had, may be lost: its capacity says what there is.
+        worker.loading, worker.command_id = "", 0
         _pass_on_unnamed(state, out, worker, command, now)
     set_capacity(state, out, worker, command.capacity, now)
     reply(state, out, peer, Enlisted(
