@@ -74,7 +74,7 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     from lmq_broker.journal.errors import JournalError
     from lmq_broker.journal.store import Journal
     from lmq_broker.shell import clock
-    from lmq_broker.shell.door import Door, NotLocal
+    from lmq_broker.shell.door import Door, NotLocal, NotOurs
     from lmq_broker.shell.notify import Notifier
     from lmq_broker.shell.server import Server
     from lmq_broker.version import software
@@ -96,11 +96,11 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     try:
         journal = Journal(config.folder(), wake, events_kept=config.events_kept)
         door = Door(listen, events, config.ipc_mode)
-    except (JournalError, NotLocal, OSError, zmq.ZMQError) as error:
+    except (JournalError, NotLocal, NotOurs, OSError, zmq.ZMQError) as error:
         if journal is not None:
             journal.close()
         click.echo(f"Error: {_explained(error, listen)}", err=True)
-        return 2 if isinstance(error, NotLocal) else 75
+        return 2 if isinstance(error, NotLocal | NotOurs) else 75
     seed = config.seed or int.from_bytes(os.urandom(8), "big")
     state, opening = recover(
         journal.memory(), config.settings(), clock.now(), software=software(), seed=seed,

@@ -5,6 +5,7 @@ jobs; what commands change (pauses, limits) lives in the journal.
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -107,7 +108,10 @@ class _File(msgspec.Struct, frozen=True):
 def socket_path() -> Path:
     """Return the broker's ipc socket in the runtime folder of this account or service."""
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Path(runtime or platformdirs.user_runtime_dir("lmq", appauthor=False)) / "broker.sock"
+    with warnings.catch_warnings():
+        # Where the session has no runtime folder, as over plain ssh, it is one under /tmp, and that is well.
+        warnings.simplefilter("ignore")
+        return Path(runtime or platformdirs.user_runtime_dir("lmq", appauthor=False)) / "broker.sock"
 
 
 def default_file() -> Path:

@@ -82,14 +82,24 @@ def load(
 
 
 def default_url() -> str:
-    """Return the local broker's socket file if there is one, else its loopback port."""
+    """Return the local broker's socket file if there is one, this account's before the machine's; else its port."""
     if sys.platform != "win32":
-        import platformdirs
-
-        path = Path(platformdirs.user_runtime_dir("lmq", appauthor=False)) / "broker.sock"
-        if path.exists():
-            return f"ipc://{path}"
+        for path in (runtime_folder() / "broker.sock", Path("/run/lmq/broker.sock")):
+            # A folder of another account, under /tmp say, could hold anyone's socket.
+            if path.exists() and (path.parts[1] == "run" or path.parent.stat().st_uid in (0, os.getuid())):
+                return f"ipc://{path}"
     return DEFAULT_URL
+
+
+def runtime_folder() -> Path:
+    """Return this account's folder for sockets; one under /tmp where the session has none, as over plain ssh."""
+    import warnings
+
+    import platformdirs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return platformdirs.user_runtime_path("lmq", appauthor=False)
 
 
 def account_name() -> str:

@@ -159,14 +159,17 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def local_broker() -> str:
-    """Return the address of the broker on this machine: its ipc socket if there is one, else the usual port."""
+    """Return the address of the broker on this machine: its ipc socket, this account's first; else the usual port."""
     if sys.platform != "win32":
         with warnings.catch_warnings():
             # Without XDG_RUNTIME_DIR it falls back to a directory in /tmp and says so; the broker does the same.
             warnings.simplefilter("ignore", UserWarning)
-            path = platformdirs.user_runtime_path("lmq", appauthor=False) / "broker.sock"
-        if path.exists():
-            return f"ipc://{path}"
+            own = platformdirs.user_runtime_path("lmq", appauthor=False) / "broker.sock"
+        if own.exists() and own.parent.stat().st_uid in (0, os.getuid()):
+            return f"ipc://{own}"
+        machines = Path("/run/lmq/broker.sock")
+        if machines.exists():
+            return f"ipc://{machines}"
     return f"tcp://127.0.0.1:{DEFAULT_PORT}"
 
 

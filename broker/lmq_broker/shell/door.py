@@ -50,6 +50,15 @@ class NotLocal(ValueError):
         )
 
 
+class NotOurs(ValueError):
+    """The folder of a socket belongs to another account, which could put its own socket there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} belongs to another account; give --listen ipc://PATH in a folder of your own"
+        )
+
+
 def seed_routing_ids() -> None:
     """Let automatic routing ids start at a random number; before the first socket of the process."""
     with contextlib.suppress(OSError, AttributeError):
@@ -91,7 +100,7 @@ class Door:
             self._configure(self.pub)
             self.urls = [self._bind(self.router, url) for url in listen]
             self.events_urls = [self._bind(self.pub, url) for url in events]
-        except (zmq.ZMQError, OSError):
+        except (zmq.ZMQError, OSError, NotOurs):
             self.close(0)
             raise
 
@@ -110,7 +119,9 @@ class Door:
         """Bind an address and return it as peers must write it (port 0 or * becomes the real one)."""
         if url.startswith("ipc://"):
             path = Path(url.removeprefix("ipc://"))
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            if path.parent.stat().st_uid not in (0, self._owner):
+                raise NotOurs(path.parent)
             sock.bind(url)
             path.chmod(self._ipc_mode)
             self._ipc_paths.append(path)
