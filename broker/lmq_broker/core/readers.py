@@ -496,6 +496,7 @@ def _subscribed(
     reply(state, out, session.peer, subscribed)
     if begin > cursor:
         expired = Events(subscription_id=subscription.id, before=cursor, after=begin, events=[], expired=True)
+        subscription.credit -= 1
         reply(state, out, session.peer, expired)
 
 
