@@ -54,7 +54,7 @@ def load(
     Args:
         url: one address, several, or several in one text with commas between them.
         user: the name to claim.
-        as_user: on whose behalf to submit.
+        as_user: on whose behalf to submit; empty: the user's own, whatever the file says.
 
     Raises:
         BadConfig: the file is no TOML or holds something unfit, or an address is of no known kind.
@@ -65,17 +65,18 @@ def load(
     def pick(name: str, said: ConfigValue | None, variable: str, in_file: str) -> ConfigValue | None:
         choices = (
             (said, "argument"),
-            (os.environ.get(variable) if variable else None, f"environment variable {variable}"),
+            ((os.environ.get(variable) or None) if variable else None, f"environment variable {variable}"),
             (file.get(in_file), str(config_path()) if file else ""),
         )
         for value, origin in choices:
-            if value:
+            if value is not None:
                 origins[name] = origin
                 return value
         origins[name] = "default"
         return None
 
-    urls = _addresses(pick("url", url, "LMQ_URL", "url") or default_url(), origins["url"])
+    wanted = pick("url", url, "LMQ_URL", "url")
+    urls = _addresses(default_url() if wanted is None else wanted, origins["url"])
     name = pick("user", user, "LMQ_USER", "user") or account_name()
     on_behalf = pick("as", as_user, "", "as") or ""
     return Settings(urls, _text(name), _text(on_behalf), origins)

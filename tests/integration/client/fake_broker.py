@@ -8,6 +8,7 @@ scheduling, no limits and no rights; replies can be made to vanish (`lose`), as 
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import threading
 import time
@@ -427,6 +428,8 @@ class FakeBroker:
         match job.spec.task_type:
             case "echo":
                 payload = msgpack.unpackb(job.payload)
+                if isinstance(payload, dict) and "text" in payload:
+                    self._write(job_id, tuple(re.findall(r"\S+\s*", payload["text"])), "content")
                 self._finish(job_id, msgpack.packb({"echo": payload}), "done")
             case "chat" | "complete":
                 self._write(job_id, ("Hello", ", ", "world"), "content")
