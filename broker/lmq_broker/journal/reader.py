@@ -1,5 +1,6 @@
 """The reading thread: everything that is not in the broker's memory, over its own connection."""
 
+import contextlib
 import functools
 import queue
 import sqlite3
@@ -109,8 +110,8 @@ class Reader:
         while (question := self._questions.get()) is not None:
             try:
                 answer = self._answer(connection, question)
-            except sqlite3.Error as error:
-                answer = ReadFailed(str(error))
+            except Exception as error:  # noqa: BLE001  # whatever it is: who asked would wait in vain for a dead thread
+                answer = ReadFailed(f"{type(error).__name__}: {error}")
             self._deliver(question, answer)
         self._database.close()
 
@@ -311,6 +312,8 @@ def copy_journal(connection: sqlite3.Connection, path: Path) -> CopyReply:
             return CopyReply(0, f"the copy is damaged: {verdict}")
         partial.replace(path)
         return CopyReply(path.stat().st_size, "")
-    except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
+    except (OSError, ValueError, sqlite3.Error) as error:
+        # ValueError: a path that no file can have.
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink(missing_ok=True)
         return CopyReply(0, str(error))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-from peewee import SqliteDatabase
+from peewee import PeeweeException, SqliteDatabase
 
 from lmq_broker.core.records import Record
 from lmq_broker.core.recover import Memory, StoredKey
@@ -55,7 +55,8 @@ class Journal:
         self._database = SqliteDatabase(str(self.path), pragmas=_PRAGMAS, thread_safe=True)
         try:
             _prepare(self._database, self.path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, PeeweeException) as error:
+            # Opening goes through peewee, which has errors of its own for what SQLite says then.
             raise JournalForeign(self.path, str(error)) from error
         self.writer = Writer(self._database, wake, events_kept=events_kept)
         self._reader = Reader(self._database, self.path, self._deliver)

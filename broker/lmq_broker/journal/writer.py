@@ -65,6 +65,12 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        except Exception as error:  # noqa: BLE001  # whatever it is: a thread that ended unseen would be waited for in vain
+            self._say("io", f"{type(error).__name__}: {error}")
+
+    def _write_all(self) -> None:
         connection = connection_of(self._database)
         while True:
             batch = self._take()

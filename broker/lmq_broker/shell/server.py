@@ -290,6 +290,9 @@ class Server:
         if trouble == self._disk_trouble:
             return False
         self._disk_trouble = trouble
+        # What is known of the room is up to a second old; what peers are told now is not.
+        self._look_at_host(now)
+        free_bytes = self._state.host.journal_free_bytes
         log.warning(
             "disk_changed", extra={"fields": {"trouble": trouble or "none", "free_bytes": free_bytes}}
         )
