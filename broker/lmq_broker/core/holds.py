@@ -32,10 +32,10 @@ def hold(state: BrokerState, out: Out, session: Session, command: Pause | Drain,
     )
     _set(state, out, command.noun, command.name, held, now)
     if isinstance(command, Pause) and command.now and command.noun == "worker":
-        worker = state.workers[command.name]
-        for lease in list(worker.leases.values()):
+        worker = state.workers.get(command.name)
+        for lease in [] if worker is None else list(worker.leases.values()):
             if not lease.stopping:
-                reason = command.reason or f"{session.who.user} paused {worker.name}"
+                reason = command.reason or f"{session.who.user} paused {command.name}"
                 leases.give_back(state, out, lease, reason, now)
     reply(state, out, session.peer, Done(request_id=command.request_id))
 
