@@ -185,7 +185,6 @@ def ends_loaded(state: BrokerState, out: Out, session: Session, answer: EndsRepl
         if not _may_read(session, job.user):
             sendable.append(_missing(job.id))
             continue
-        session.results_credit_bytes -= len(stored.result) + bounds.RESULT_OVERHEAD_BYTES
         started_ms = job.started_at_ms or job.finished_at_ms
         sendable.append(End(
             JobId(job.id), job.state, job.attempt, job.failures, stored.result, job.past.error, job.past.story,
@@ -197,6 +196,7 @@ def ends_loaded(state: BrokerState, out: Out, session: Session, answer: EndsRepl
             sendable.append(_missing(job_id))
     while session.undelivered and session.undelivered[0] in answered:
         session.undelivered.popleft()
+    session.results_credit_bytes -= sum(len(end.result) + bounds.RESULT_OVERHEAD_BYTES for end in sendable)
     _send_ends(state, out, session.peer, sendable)
     _fetch_ends(state, out, session)
 
