@@ -1,22 +1,23 @@
-"""Follow what happens to jobs, over restarts of the broker, and go on later where this left off."""
+"""Follow what happens to jobs, over restarts of the broker, and go on later where this left off.
+
+    python examples/sdk_events.py [FILE]
+
+FILE keeps the cursor: after a break the program reads on from there, and misses and repeats nothing.
+"""
 
 import sys
 from pathlib import Path
 
 import lmq
 
-# Where this program got to: after a break it reads on from here, and misses and repeats nothing.
-cursor_file = Path("events.cursor")
-since = int(cursor_file.read_text()) if cursor_file.exists() else 0
-count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+file = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+since = int(file.read_text()) if file and file.exists() else 0
 
-with lmq.Client() as q, q.events(since=since, kinds=["accepted", "done", "dead"], timeout_s=10) as events:
+with lmq.Client() as q, q.events(since=since, kinds=["accepted", "done", "dead"], timeout_s=3) as events:
     try:
         for event in events:
             print(event.seq, event.kind, event.job_id, event.user)
-            cursor_file.write_text(str(events.cursor))
-            count -= 1
-            if not count:
-                break
+            if file:
+                file.write_text(str(events.cursor))
     except lmq.WaitTimeout:
-        print("nothing new")
+        print("nothing new for 3 s")

@@ -5,8 +5,6 @@ import lmq
 with lmq.Client() as q:
     jobs = q.submit_many(lmq.draft("echo", {"n": n}, priority="background") for n in range(1000))
     print(f"{len(jobs)} jobs are on the broker's disk")
-    done = 0
-    for job in q.as_completed(jobs):
-        done += 1
+    for done, job in enumerate(q.as_completed(jobs), 1):
         if done % 250 == 0:
             print(f"{done} done, the last was {job.id}: {job.result()}")

@@ -172,10 +172,12 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import the async face when it is first named: who does not use it does not pay for it."""
-    if name not in _LATER:
-        raise AttributeError(f"module 'lmq' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
 
-    return getattr(import_module(_LATER[name]), name)
+    def __getattr__(name: str) -> object:
+        """Import the async face when it is first named: who does not use it does not pay for it."""
+        if name not in _LATER:
+            raise AttributeError(f"module 'lmq' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
