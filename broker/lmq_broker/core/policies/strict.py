@@ -85,21 +85,22 @@ class Strict:
         heads = [
             (*self._head(lane), lane) for lane in self._lanes.values() if lane.key[0] not in fleet.held_queues
         ]
-        homeless = min(
-            (head for head in heads if head[2].names and not self._places(head[2], fleet)),
-            key=_by_key,
-            default=None,
-        )
-        reserved = None
-        waiting = None
-        if homeless is not None:
-            waiting, reserved = self._prepare(homeless[1], homeless[2], fleet, now)
-            if isinstance(waiting, Load | Unload):
-                return waiting
+        homeless = [head for head in heads if head[2].names and not self._places(head[2], fleet)]
+        reserved: tuple[int, Worker] | None = None
+        waiting: WakeAt | None = None
+        for key, job, lane in sorted(homeless, key=_by_key):
+            preparation, busy = self._prepare(job, lane, fleet, now)
+            if isinstance(preparation, Load | Unload):
+                return preparation
+            if preparation is not None and (waiting is None or preparation.mono_ms < waiting.mono_ms):
+                waiting = preparation
+            if busy is not None:
+                reserved = (key, busy)
+                break
         best: tuple[int, Job, Instance] | None = None
         for key, job, lane in heads:
             if best is None or key < best[0]:
-                spared = reserved if homeless is not None and key > homeless[0] else None
+                spared = reserved[1] if reserved is not None and key > reserved[0] else None
                 room = _most_room(self._places(lane, fleet), fleet, alone=lane.key[3], spared=spared)
                 if room is not None:
                     best = (key, job, room)
