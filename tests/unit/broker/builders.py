@@ -125,12 +125,13 @@ def idle(
     queues: Sequence[str] = (),
     endpoint: str = "",
     replaces: bytes = b"",
+    request_id: int = 1,
     **capacity: Any,
 ) -> Enlist:
     """A worker that has come, with room for so many jobs of any model."""
     loaded = [instance(slots=slots)] if instances is None else list(instances)
     return Enlist(
-        request_id=1, instance=instance_of(name, life), protocol_oldest=1, protocol_newest=1, name=name,
+        request_id=request_id, instance=instance_of(name, life), protocol_oldest=1, protocol_newest=1, name=name,
         endpoint=endpoint or f"http://{name}", backend="echo", task_types=list(task_types), held=list(held),
         queues=list(queues), capacity=Capacity(instances=loaded, **capacity), replaces=replaces,
     )  # fmt: skip
