@@ -5,29 +5,20 @@ hits all alike and no idle server takes time from the one under measurement.
 """
 
 import gc
-import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import click
 
+from benchmarks.command import Wishes, begin, finish, standing_options, typed
 from benchmarks.peers import BASELINE, OURS, PEERS
 from benchmarks.peers.base import PAYLOAD, WINDOW, Peer, PeerFailed
-from benchmarks.results import (
-    DOCUMENT,
-    BrokenSection,
-    describe_machine,
-    file_system,
-    fsync_latencies_ms,
-    percentile,
-    provenance,
-    write_section,
-)
+from benchmarks.processes import ServerFailed
+from benchmarks.results import describe_machine, fsync_latencies_ms, percentile, provenance
 from benchmarks.tables import (
     Sample,
     Standing,
@@ -47,9 +38,6 @@ TRIAL_JOBS = 300
 MAX_JOBS = 50_000
 
 FSYNC_WRITES = 200
-
-# A sync there costs nothing and means nothing.
-MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +91,8 @@ def measure(make: Callable[[], Peer], base: Path, effort: Effort) -> Sample:
     """Measure one peer once: accepting with no worker, then, from empty again, with one.
 
     Raises:
-        PeerFailed: its server did not start, or a job was lost.
+        PeerFailed: a job was lost.
+        ServerFailed: its server did not start.
     """
     with session(make, base) as peer:
         windowed_per_s = rate_per_s(peer.accept_windowed, effort.least_accept_jobs, effort.seconds)
@@ -143,7 +132,7 @@ def run(names: list[str], base: Path, effort: Effort) -> tuple[dict[str, Standin
             click.echo(f"round {number} of {effort.rounds}: {name} ... ", nl=False, err=True)
             try:
                 sample = measure(PEERS[name], base, effort)
-            except PeerFailed as error:
+            except (PeerFailed, ServerFailed) as error:
                 click.echo(f"failed: {error}", err=True)
                 standing.absent = f"failed: {type(error).__name__}"
                 standing.samples.clear()
@@ -183,63 +172,27 @@ def _brief(sample: Sample) -> str:
     return "accept {}, bulk {}, end to end {}, one {}".format(*words)
 
 
-def _on_terminate(_signal: int, _frame: FrameType | None) -> None:
-    # Unwinds like Ctrl-C does, so that the servers of the session in hand are stopped.
-    raise SystemExit(128 + signal.SIGTERM)
-
-
-def _default_directory() -> Path:
-    # /tmp is memory on many systems; /var/tmp is a disk by convention.
-    persistent = Path("/var/tmp")
-    return persistent if persistent.is_dir() else Path(tempfile.gettempdir())
-
-
 @click.command(
     epilog="\b\nExample:\n  python -m benchmarks.compare --quick --only celery --only beanstalkd --no-write"
 )
-@click.option("--quick", is_flag=True, help="One short round: shows that everything works, not how fast.")
+@standing_options
 @click.option(
     "--only", metavar="NAME", multiple=True, type=click.Choice(list(PEERS)), help="Measure only this one."
 )
-@click.option("--no-write", is_flag=True, help="Print the tables and leave the document alone.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DOCUMENT,
-    show_default="docs/benchmarks.md",
-    help="The document whose section is rewritten.",
-)
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    default=_default_directory,
-    show_default="/var/tmp, else the temporary directory",
-    help="Where the servers keep their files; take the disk you care about.",
-)
-def main(quick: bool, only: tuple[str, ...], no_write: bool, output: Path, directory: Path) -> None:
+def main(only: tuple[str, ...], quick: bool, no_write: bool, output: Path, directory: Path) -> None:
     """Measure lmq and other queues side by side, on this machine.
 
     Starts each queue's own server on a free loopback port, in a temporary directory, and stops it again. Progress goes
     to stderr, tables in Markdown to stdout and into their section of docs/benchmarks.md.
     """
-    signal.signal(signal.SIGTERM, _on_terminate)
-    kind = file_system(directory)
-    if kind in MEMORY_FILE_SYSTEMS:
-        raise click.UsageError(
-            f"{directory} is in memory ({kind}), where a sync means nothing; name a --directory"
-        )
+    wishes = Wishes(quick, no_write, output, directory)
+    begin(wishes)
     effort = QUICK if quick else FULL
     names = [name for name in PEERS if not only or name in only]
     standings, fsync_ms = run(names, directory, effort)
-    section = report(standings, provenance(describe_machine(directory), fsync_ms), effort)
-    click.echo(section)
-    if no_write:
-        return
-    try:
-        write_section(output, SECTION, section)
-    except BrokenSection as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"written to {output}", err=True)
+    chosen = [word for name in only for word in ("--only", name)]
+    where_and_when = provenance(describe_machine(directory), fsync_ms, typed("compare", wishes, *chosen))
+    finish(SECTION, report(standings, where_and_when, effort), wishes)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,11 @@ def percentile(values: Sequence[float], hundredths: int) -> float:
     return ordered[max(rank, 1) - 1]
 
 
-def provenance(machine: Machine, fsync_ms: Sequence[float]) -> str:
-    """Return the lines that say where, when and on what the figures below them were measured."""
+def provenance(machine: Machine, fsync_ms: Sequence[float], command: str) -> str:
+    """Return the lines that say where, when, on what and by which command the figures below them were measured."""
     day = datetime.now(UTC).date().isoformat()
     return (
-        f"Measured {day} at commit {commit()} on {machine.sentence()}.\n"
+        f"Measured {day} at commit {commit()} by `{command}` on {machine.sentence()}.\n"
         f"Write and fsync of {FSYNC_BYTES // 1024} KiB in the same directory, in the same run: "
         f"median {statistics.median(fsync_ms):.2f} ms, p99 {percentile(fsync_ms, 99):.2f} ms.\n"
     )

@@ -5,11 +5,11 @@ bulk: `submit_many`. End to end: jobs through the pipeline, results awaited in o
 the other queues' workers do.
 """
 
-import sys
 import time
 from pathlib import Path
 
 import lmq
+from benchmarks.own import Broker, Own
 from benchmarks.peers.base import (
     PAYLOAD,
     WAIT_TIMEOUT_S,
@@ -20,7 +20,6 @@ from benchmarks.peers.base import (
     rolling,
     timed,
 )
-from benchmarks.processes import HOST, Children, accepts_connections, free_port
 
 _PAYLOAD: lmq.Json = {"padding": PAYLOAD}
 
@@ -29,9 +28,9 @@ class LmqItself:
     """The queue this repository is about."""
 
     def __init__(self) -> None:
-        self._children: Children | None = None
+        self._own: Own | None = None
+        self._broker: Broker | None = None
         self._client: lmq.Client | None = None
-        self._url = ""
 
     @property
     def facts(self) -> Facts:
@@ -50,30 +49,15 @@ class LmqItself:
 
     def start(self, directory: Path) -> None:
         """Start a broker on an empty folder and connect."""
-        self._children = Children(directory)
-        port = free_port()
-        self._url = f"tcp://{HOST}:{port}"
-        command = [
-            sys.executable, "-m", "lmq_broker", "--data", str(directory / "data"), "--listen", self._url,
-            "--events-listen", f"tcp://{HOST}:0", "--log-level", "warning",
-        ]  # fmt: skip
-        self._children.start_server(command, accepts_connections(port))
-        self._client = lmq.Client(self._url, timeout_s=WAIT_TIMEOUT_S)
+        self._own = Own(directory)
+        self._broker = self._own.broker()
+        self._client = lmq.Client(self._broker.url, timeout_s=WAIT_TIMEOUT_S)
 
     def start_worker(self) -> None:
         """Start one worker process."""
-        assert self._children is not None
-        self._children.start_python(
-            "lmq_worker",
-            "--backend",
-            "echo",
-            "--name",
-            "bench",
-            "--endpoint",
-            "echo://bench",
-            "--broker",
-            self._url,
-        )
+        assert self._own is not None
+        assert self._broker is not None
+        self._own.worker(self._broker, "echo", "echo://bench")
 
     def accept_windowed(self, jobs: int) -> float | None:
         """Submit one by one, up to 1,000 without an acknowledgement."""
@@ -108,9 +92,9 @@ class LmqItself:
         if self._client is not None:
             self._client.close()
             self._client = None
-        if self._children is not None:
-            self._children.stop()
-            self._children = None
+        if self._own is not None:
+            self._own.stop()
+            self._own = None
 
     def _connected(self) -> lmq.Client:
         assert self._client is not None
