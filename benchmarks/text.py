@@ -201,14 +201,15 @@ def report(
 ) -> str:
     """Return the section of the document."""
     how = (
-        f"{STREAMS} streams, each read by {READERS} readers, each reader on all streams over one raw connection: one\n"
-        f"process writes, {READER_PROCESSES} processes read, all on this machine. A delivery is one piece that reached\n"
-        "one reader; pieces that wait together travel in one message. The delay is from the worker's send to the\n"
-        f"reader's decoded message. A pace is held if every piece came, in order, at {HELD_RATIO:.0%} of the pace or more.\n"
+        f"{STREAMS} streams, each read by {READERS} readers, each reader on all streams over one raw connection.\n"
+        f"One process writes, {READER_PROCESSES} processes read, all on this machine. A delivery is one piece that\n"
+        "reached one reader; pieces that wait together travel in one message. The delay is from the worker's send\n"
+        "to the reader's decoded message. A pace is held if every piece came, in order, at "
+        f"{HELD_RATIO:.0%} of it or more.\n"
     )
     stalled = (
-        f"One of the {READERS} readers follows all streams, then neither reads nor gives credit back; the delays are\n"
-        f"of the others, at {pairs[0][0].pace_per_s:g} pieces/s of a stream. The broker may end its session meanwhile.\n"
+        f"One of the {READERS} readers follows all streams, then neither reads nor gives credit back; the delays\n"
+        f"are of the others, at {pairs[0][0].pace_per_s:g} pieces/s of a stream. The broker may end its session.\n"
     )
     parts = [
         "## Text to many readers\n",
