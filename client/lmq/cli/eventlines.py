@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lmq.cli.errors import clean
 from lmq.cli.humane import duration, short, time_of_day
-from lmq.cli.tables import GAP, SHORT, WIDTH, cut, padded
+from lmq.cli.tables import GAP, SHORT, WIDTH, cut, one_line, padded
 
 if TYPE_CHECKING:
     from lmq import Event, JobStatus
@@ -40,21 +39,21 @@ def event_line(event: Event) -> str:
     head = f"{time_of_day(event.at_ms)}{GAP}{short(event.job_id):{SHORT}}{GAP}"
     kind = padded(event.kind.replace("_", " "), KIND_WIDTH)
     if event.job_id:
-        about = f"{padded(event.task_type, TYPE_WIDTH)} {padded(event.user, USER_WIDTH)} {_job_detail(event)}"
+        about = f"{padded(event.task_type, TYPE_WIDTH)} {padded(event.user, USER_WIDTH)} {one_line(_job_detail(event))}"
     else:
-        about = f"{event.worker or event.queue} {_other_detail(event)}"
+        about = one_line(f"{event.worker or event.queue} {_other_detail(event)}")
     room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
     color = KIND_COLORS.get(event.kind)
-    return f"{head}{click.style(kind, fg=color)}{GAP}{cut(clean(about), max(room, 20))}".rstrip()
+    return f"{head}{click.style(kind, fg=color)}{GAP}{cut(about, max(room, 20))}".rstrip()
 
 
 def phase_line(at_ms: int, job: JobStatus) -> str:
     """Return the line that says that a job has come to its next phase."""
     head = f"{time_of_day(at_ms)}{GAP}{short(job.id):{SHORT}}{GAP}"
     kind = padded(job.phase, KIND_WIDTH)
-    about = f"{padded(job.task_type, TYPE_WIDTH)} {padded(job.user, USER_WIDTH)} {job.worker} {job.model}"
+    about = f"{padded(job.task_type, TYPE_WIDTH)} {padded(job.user, USER_WIDTH)} {one_line(f'{job.worker} {job.model}')}"
     room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
-    return f"{head}{click.style(kind, fg='blue')}{GAP}{cut(clean(about), max(room, 20))}".rstrip()
+    return f"{head}{click.style(kind, fg='blue')}{GAP}{cut(about, max(room, 20))}".rstrip()
 
 
 def _job_detail(event: Event) -> str:

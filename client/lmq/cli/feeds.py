@@ -51,12 +51,14 @@ class Feeds:
             return item
 
     def _read(self, name: str, values: Iterable[object]) -> None:
+        error: LmqError | None = None
         try:
             for value in values:
                 self._items.put(Item(name, value))
         except ClientClosed:
-            self._items.put(Item(name, None, is_end=True))
-        except LmqError as error:
+            pass  # the command is over
+        except LmqError as caught:
+            error = caught
+        finally:
+            # Whatever ended it, nobody may wait for it for ever.
             self._items.put(Item(name, None, is_end=True, error=error))
-        else:
-            self._items.put(Item(name, None, is_end=True))

@@ -37,7 +37,7 @@ FEWEST_CHARS = 4
 """Of an id's end: fewer name too many jobs to be meant."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|min|s|m|h|d|w)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|min|s|m|h|d|w)")
 MOST_S = 100 * 365 * 86400.0
 
 
@@ -172,7 +172,7 @@ def parse_duration(text: str) -> float | None:
     """Return seconds, or None for what is no duration."""
     text = text.strip().lower()
     try:
-        seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+        seconds = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
     except ValueError:
         seconds = None
     if seconds is None:
@@ -186,7 +186,7 @@ def parse_duration(text: str) -> float | None:
 def parse_moment(text: str, after: datetime) -> datetime | None:
     """Return a time, or None for what is no time; a bare time of day is its next one after `after`."""
     text = text.strip()
-    if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
+    if re.fullmatch(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?", text):
         try:
             at = time.fromisoformat(text.zfill(5))
         except ValueError:

@@ -60,7 +60,7 @@ def table(titles: Sequence[str], rows: Sequence[Row], *, right: Sequence[int] = 
     """
     cells = [[Cell(title) for title in titles]]
     cells += [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    cells = [[Cell(" ".join(clean(cell.text).split()), cell.color) for cell in row] for row in cells]
+    cells = [[Cell(one_line(cell.text), cell.color) for cell in row] for row in cells]
     widths = _fitted([max(width_of(row[n].text) for row in cells) for n in range(len(titles))])
     return [_line(row, widths, right, bold=index == 0) for index, row in enumerate(cells)]
 
@@ -85,9 +85,14 @@ def cut(text: str, width: int) -> str:
     return "".join(taken) + "…"
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks, tabs and control characters."""
+    return " ".join(clean(text).split())
+
+
 def padded(text: str, width: int) -> str:
     """Return a text that takes exactly so many columns."""
-    shown = cut(clean(text), width)
+    shown = cut(one_line(text), width)
     return shown + " " * (width - width_of(shown))
 
 

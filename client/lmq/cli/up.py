@@ -101,8 +101,10 @@ def _refuse_second_worker(session: Session, broker_url: str, endpoint: str) -> N
 def _start_broker(children: Children, session: Session, data: str | None) -> str:
     needs_daemon("broker")
     words = [*daemon_words("broker"), *(["--data", data] if data else [])]
-    if session.url:
-        words += ["--listen", config.load(session.url).urls[0]]
+    settings = config.load(session.url or None)
+    if settings.origins["url"] != "default":
+        # Where this person's commands look for it.
+        words += ["--listen", settings.urls[0]]
     child = children.start("broker", words)
     url = children.await_ready(child, BROKER_READY)[1]
     click.echo(f"broker ready at {url}")

@@ -44,10 +44,12 @@ class User:
     name: str
     wish: str
     jobs: list[Job[object]] = field(default_factory=list)
+    asked: str = ""
+    """What the last job asks."""
 
 
 def submit_all(client: Client, endpoint: Endpoint, *, share: float) -> list[User]:
-    """Submit what the three want and return them, the first job of the first user being the one to read along.
+    """Submit what the three want and return them, the last job of the first user being the one to read along.
 
     Args:
         client: for all three, on whose behalf it submits.
@@ -55,9 +57,9 @@ def submit_all(client: Client, endpoint: Endpoint, *, share: float) -> list[User
         share: of the jobs, 0..1; a real model may be slow.
     """
     model = endpoint.llms[0]
-    anna = User("anna", "asks, and waits for each answer (priority 8)")
-    ben = User("ben", "has summaries and embeddings made (priority 5)")
-    cleo = User("cleo", "has a document embedded, whenever there is time (priority 2)")
+    anna = User("anna", "asks and waits (priority 8)")
+    ben = User("ben", "summaries and embeddings (5)")
+    cleo = User("cleo", "a long document to embed (2)")
     # The bulk comes first: whoever comes later with something urgent must not wait for all of it.
     if endpoint.embedders:
         embedder = endpoint.embedders[0]
@@ -69,7 +71,7 @@ def submit_all(client: Client, endpoint: Endpoint, *, share: float) -> list[User
         ]
         cleo.jobs = client.as_user("cleo").submit_many(bulk[: _some(len(bulk), share)])
     else:
-        cleo.wish = "has notes written, whenever there is time (priority 2)"
+        cleo.wish = "notes, when there is time (2)"
         notes = [_chat(text, model, "background") for text in _SUMMARIES]
         cleo.jobs = client.as_user("cleo").submit_many(notes[: _some(len(notes), share)])
     middle = [_chat(text, model, "normal") for text in _SUMMARIES][: _some(len(_SUMMARIES), share)]
@@ -77,8 +79,9 @@ def submit_all(client: Client, endpoint: Endpoint, *, share: float) -> list[User
         pair: Json = {"input": ["a blue sky", "a red rose"], "options": {}}
         middle += [drafts.draft("embed", pair, model=endpoint.embedders[0]) for _ in range(2)]
     ben.jobs = client.as_user("ben").submit_many(middle)
-    urgent = [_chat(text, model, "interactive") for text in _QUESTIONS][: _some(len(_QUESTIONS), share)]
-    anna.jobs = client.as_user("anna").submit_many(urgent)
+    questions = _QUESTIONS[: _some(len(_QUESTIONS), share)]
+    anna.jobs = client.as_user("anna").submit_many([_chat(text, model, "interactive") for text in questions])
+    anna.asked = questions[-1]
     return [anna, ben, cleo]
 
 

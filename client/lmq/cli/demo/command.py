@@ -12,7 +12,7 @@ from lmq import Client, Event, Job, JobStatus, Piece, Restart
 from lmq.cli import session as cli
 from lmq.cli.demo.cast import submit_all
 from lmq.cli.demo.score import Score
-from lmq.cli.demo.screen import Scene, Screen, screen_for, summary_table
+from lmq.cli.demo.screen import Scene, Screen, screen_for, summary_table, wrapped
 from lmq.cli.demo.stage import Stage
 from lmq.cli.errors import Failure, Status
 from lmq.cli.feeds import Feeds
@@ -81,7 +81,7 @@ def _play(stage: Stage, screen: Screen, scene: Scene, client: Client) -> None:
     total = sum(len(user.jobs) for user in scene.users)
     screen.tell(f"{total} jobs from 3 users are on the broker's disk")
     read_along = scene.users[0].jobs[-1]
-    scene.asked = "anna reads along:"
+    scene.asked = f"anna asks: {scene.users[0].asked}"
     feeds.add("text", _pieces(read_along))
     feeds.add("open", _open_jobs(client, over))
     try:
@@ -204,16 +204,15 @@ def _sum_up(session: Session, stage: Stage, scene: Scene, faults: list[str]) -> 
              "waited_s": {user.name: [job.waited_s for job in scene.score.of(user.name)] for user in scene.users}}
         )  # fmt: skip
     else:
-        click.echo("")
-        session.lines(summary_table(scene))
-        click.echo(
-            f"\n{answered} of {len(jobs)} jobs answered, each exactly once"
-            + (f", {cancelled} cancelled" if cancelled else "")
-            + f"; broker killed {_times(stage.kills)}; {count(again, 'job')} ran again;"
-            f" {count(scene.score.events, 'event')}, none lost or doubled."
-        )
-        source = "a simulated LM Studio" if stage.is_simulated else stage.endpoint.url
-        click.echo(f"All of it on {source}. With yours: lmq up, then lmq chat Hello")
+        if scene.answer:
+            click.echo(f"\n{scene.asked}\n{wrapped(scene.answer)}")
+        session.lines(["", *summary_table(scene), ""])
+        given_up = f", {cancelled} cancelled" if cancelled else ""
+        click.echo(f"{answered} of {len(jobs)} jobs answered, each exactly once{given_up}.")
+        events = f"{count(scene.score.events, 'event')}, none doubled or out of order"
+        click.echo(f"The broker was killed {_times(stage.kills)}; {count(again, 'job')} ran again; {events}.")
+        source = "on a simulated LM Studio" if stage.is_simulated else f"at {stage.endpoint.url}"
+        click.echo(f"All of it {source}. With yours, type: lmq up")
     if faults:
         raise Failure("; ".join(faults), Status.FAILED)
 

@@ -79,8 +79,7 @@ class PlainScreen:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._scene.answer:
-            click.echo(f"\n{self._scene.asked}\n{wrapped(self._scene.answer)}")
+        """Nothing was opened."""
 
     def tell(self, sentence: str) -> None:
         click.echo(f"-- {sentence}")
@@ -90,7 +89,7 @@ class PlainScreen:
             click.echo(event_line(event))
 
     def text(self, text: str) -> None:
-        """Keep it for the end: pieces between other lines are not to be read."""
+        """The summary has it whole: pieces between other lines are not to be read."""
 
     def draw(self) -> None:
         """Nothing: all was said when it happened."""

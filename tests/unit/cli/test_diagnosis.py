@@ -1,0 +1,177 @@
+"""`lmq doctor`: one fault planted in each test; it is found, alone, with what to type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from lmq import InstanceInfo, ModelView, WorkerView
+from lmq.cli.diagnosis import Facts, Finding, diagnose
+from lmq.cli.endpoint import Endpoint
+from lmq_proto.messages import Breaker, Capacity, Hold
+from unit.cli.fakes import FakeBroker, NoBroker, a_job, health, run
+
+URL = "tcp://127.0.0.1:7766"
+LOADED = InstanceInfo(instance_id="qwen3-8b", model="qwen3-8b", slots=4, context_tokens=8192)
+
+
+def a_worker(**fields: Any) -> WorkerView:
+    told = {
+        "name": "gpu-1", "endpoint": "http://127.0.0.1:1234", "backend": "lm_studio", "host": "box", "state": "up",
+        "software": "lmq-worker 0.1.0", "capacity": Capacity(instances=[LOADED]), **fields,
+    }  # fmt: skip
+    return WorkerView(**told)
+
+
+def loaded(**fields: Any) -> WorkerView:
+    return a_worker(capacity=Capacity(instances=[msgspec.structs.replace(LOADED, **fields)]))
+
+
+WELL = Facts(
+    url=URL, health=health(), workers=[a_worker()], models=[ModelView(model="qwen3-8b", kind="llm")], version="0.1.0",
+    local=Endpoint("http://127.0.0.1:1234", "lm_studio", llms=["qwen3-8b"]),
+)  # fmt: skip
+
+
+def wrong(facts: Facts) -> list[Finding]:
+    return [one for one in diagnose(facts) if one.level != "ok"]
+
+
+def only(facts: Facts) -> Finding:
+    found = wrong(facts)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_nothing_is_wrong_where_nothing_is_planted() -> None:
+    assert wrong(WELL) == []
+
+
+def test_no_broker() -> None:
+    found = only(replace(WELL, health=None, trouble="no broker"))
+    assert (found.level, found.text, found.cure) == ("fault", f"no broker at {URL}", "lmq up")
+
+
+def test_a_second_broker() -> None:
+    found = only(replace(WELL, other_brokers=["ipc:///run/x.sock"]))
+    assert found.level == "fault"
+    assert "second broker answers at ipc:///run/x.sock" in found.text
+    assert "LMQ_URL" in found.cure
+
+
+@pytest.mark.parametrize("workers", [[], [a_worker(state="gone")]])
+def test_no_worker(workers: list[WorkerView]) -> None:
+    found = wrong(replace(WELL, workers=workers, waiting=[a_job()]))
+    assert found[0] == Finding("fault", "no worker is connected; 1 job wait", "lmq up")
+
+
+def test_the_endpoint_is_down() -> None:
+    worker = a_worker(capacity=Capacity(breaker=Breaker(since_ms=0, reason="connection refused")))
+    found = only(replace(WELL, workers=[worker]))
+    assert "http://127.0.0.1:1234 of worker gpu-1 is down: connection refused" in found.text
+    assert found.cure == "on box: start LM Studio's server, or: lms server start"
+
+
+def test_lm_studio_does_not_serve_the_network() -> None:
+    breaker = Breaker(since_ms=0, reason="connection refused")
+    worker = a_worker(endpoint="http://gpu-2:1234", capacity=Capacity(breaker=breaker))
+    found = only(replace(WELL, workers=[worker], local=None))
+    assert "may not serve the network" in found.text
+    assert found.cure.startswith("on gpu-2:")
+    assert "--bind 0.0.0.0" in found.cure
+
+
+def test_a_note_of_the_worker_is_passed_on() -> None:
+    note = "LM Studio listens on this machine only; type: lms server start --bind 0.0.0.0"
+    worker = a_worker(capacity=Capacity(instances=[LOADED], notes=[note]))
+    found = only(replace(WELL, workers=[worker]))
+    assert found.cure == "lms server start --bind 0.0.0.0"
+
+
+def test_a_small_context() -> None:
+    found = only(replace(WELL, workers=[loaded(context_tokens=2048)]))
+    assert "context of 2,048 tokens" in found.text
+    assert found.cure == "on box: lms load qwen3-8b --context-length 8192"
+    assert wrong(replace(WELL, workers=[loaded(context_tokens=4096)])) == []
+
+
+def test_a_model_that_no_endpoint_has() -> None:
+    jobs = [a_job(models=["qwen3-32b"]), a_job(models=["qwen3-32b"]), a_job(models=["qwen3-8b"])]
+    found = only(replace(WELL, waiting=jobs))
+    assert found.text == "2 jobs wait for qwen3-32b, which no endpoint has"
+    assert found.cure == "lms get qwen3-32b, or: lmq models"
+
+
+def test_parallel_is_one() -> None:
+    found = only(replace(WELL, workers=[loaded(slots=1)]))
+    assert (found.level, found.cure) == ("advice", "on box: lms load qwen3-8b --parallel 4")
+
+
+def test_a_note_that_says_the_same_is_not_told_twice() -> None:
+    note = "qwen3-8b runs one job at a time; type: lms load qwen3-8b --parallel 4"
+    worker = a_worker(capacity=Capacity(instances=[msgspec.structs.replace(LOADED, slots=1)], notes=[note]))
+    only(replace(WELL, workers=[worker]))
+
+
+def test_versions_differ() -> None:
+    assert (
+        "broker is version 0.2.0" in wrong(replace(WELL, health=health(software="lmq-broker 0.2.0")))[0].text
+    )
+    found = only(replace(WELL, workers=[a_worker(software="lmq-worker 0.0.9")]))
+    assert "worker gpu-1 is version 0.0.9" in found.text
+    assert "pip install --upgrade lmq" in found.cure
+
+
+def test_no_protocol_in_common() -> None:
+    found = only(replace(WELL, health=None, needs_upgrade=True, trouble="protocol 3 is newer"))
+    assert found.cure.startswith("pip install --upgrade lmq")
+
+
+def test_the_clocks_differ() -> None:
+    found = only(replace(WELL, health=health(wall_ms=63_000), now_ms=3_000))
+    assert found.text == "the broker's clock is 1 min ahead of this machine's"
+    assert "set-ntp" in found.cure
+    assert "behind" in only(replace(WELL, health=health(wall_ms=0), now_ms=60_000)).text
+
+
+def test_the_clock_is_in_trouble() -> None:
+    assert "held: it jumped" in only(replace(WELL, health=health(clock_trouble="it jumped"))).text
+
+
+def test_the_disk_is_low() -> None:
+    low = health(journal_free_bytes=15 * 10**7, journal_floor_bytes=10**8, journal_path="/var/lib/lmq")
+    found = only(replace(WELL, health=low))
+    assert found.text == "the journal's disk has 150 MB free; under 100 MB submits are refused"
+    assert "/var/lib/lmq" in found.cure
+    assert "disk is full" in only(replace(WELL, health=health(disk_trouble="disk is full"))).text
+
+
+def test_a_paused_worker_is_named_with_the_one_who_paused_it() -> None:
+    worker = a_worker(state="paused", hold=Hold(kind="pause", by="tom", since_ms=0))
+    found = only(replace(WELL, workers=[worker]))
+    assert (found.text, found.cure) == ("worker gpu-1 is paused by tom", "lmq workers resume gpu-1")
+
+
+def test_a_worker_that_is_silent_or_a_queue_that_is_full() -> None:
+    assert (
+        "silent for 12 s" in wrong(replace(WELL, workers=[a_worker(state="silent", heard_ms=12_000)]))[1].text
+    )
+    assert "99 of 100 jobs" in only(replace(WELL, health=health(jobs_open=99, jobs_open_max=100))).text
+
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_the_command_ends_with_69_without_a_broker() -> None:
+    ended = run(NoBroker(), "doctor", "--endpoint", NOWHERE)
+    assert ended.exit_code == 69
+    assert f"fault   no broker at {URL}\n        type: lmq up" in ended.stdout
+
+
+def test_the_command_ends_with_1_if_something_is_wrong() -> None:
+    ended = run(FakeBroker(), "doctor", "--endpoint", NOWHERE)
+    assert ended.exit_code == 1
+    assert "no worker is connected" in ended.stdout

@@ -1,0 +1,95 @@
+"""What people read: durations, tables, a job's situation, an event, why."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from hypothesis import given, strategies as st
+
+from lmq import ErrorInfo, Reason, Why
+from lmq.cli import humane, tables
+from lmq.cli.eventlines import event_line
+from lmq.cli.why import why_lines
+from unit.cli.fakes import ID_A, a_job, an_event
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (0.4, "0.4 s"), (0.97, "1 s"), (41.2, "41 s"), (60, "1 min"), (170, "3 min"), (3600, "1 h"),
+     (7500, "2 h 5 min"), (90_000, "1 d 1 h"), (864_000, "10 d"), (-3, "0.0 s")],
+)  # fmt: skip
+def test_durations_are_said_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert humane.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [((20, 50), "20-50 s"), ((41, 41.2), "41 s"), ((50, 200), "50 s to 3 min"), ((60, 300), "1-5 min")],
+)
+def test_intervals(bounds: tuple[float, float], text: str) -> None:
+    assert humane.span(bounds) == text
+
+
+def test_sizes() -> None:
+    assert [humane.size(n) for n in (0, 999, 1000, 1_400_000, 85 * 10**9)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "1.4 MB", "85 GB",
+    ]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.text(), min_size=4, max_size=4), max_size=5))
+def test_a_table_fits_80_columns_and_holds_no_control_characters(rows: list[list[str]]) -> None:
+    told: list[tables.Row] = [list(row) for row in rows]
+    lines = tables.table(["A", "B", "C", "D"], told, right=(1,))
+    assert len(lines) == len(rows) + 1
+    for line in map(click.unstyle, lines):
+        assert tables.width_of(line) <= tables.WIDTH
+        assert "\x1b" not in line
+        assert "\n" not in line
+
+
+def test_columns_stay_aligned_beside_wide_letters() -> None:
+    lines = [click.unstyle(line) for line in tables.table(["NAME", "N"], [["日本", "1"], ["ann", "22"]])]
+    assert [
+        tables.width_of(line[: line.index(end)]) for line, end in zip(lines, ("N", "1", "22"), strict=True)
+    ][1:] == [6, 6]
+
+
+def test_where_a_job_is() -> None:
+    assert humane.where(a_job(ahead=2, starts_in_s=(20.0, 50.0))) == "2 ahead, starts in 20-50 s"
+    assert humane.where(a_job(ahead=0)) == "next"
+    running = a_job(state="leased", phase="writing", tokens=120, tokens_per_s=43.2)
+    assert humane.where(running) == "writing, 120 tokens, 43/s"
+    loading = a_job(state="leased", phase="loading", progress=0.45)
+    assert humane.where(loading) == "loading 45%"
+    done = a_job(state="done", started_at_ms=1_000, finished_at_ms=13_000, attempt=2)
+    assert humane.where(done) == "took 12 s, attempt 2"
+    assert humane.where(a_job(state="dead", error=ErrorInfo("x", "no\x1b[2J room"))) == "no[2J room"
+
+
+def test_why_says_the_weightiest_cause_first_and_what_to_type() -> None:
+    reasons = [
+        Reason(code="a", text="gpu-1 finishes 2 jobs, then loads it"),
+        Reason(code="b", text="gpu-3 is paused"),
+    ]
+    job = a_job(models=["qwen3-32b"], ahead=2, starts_in_s=(20.0, 50.0), done_in_s=(60.0, 110.0))
+    lines = why_lines(Why(job, reasons, ["lmq update JZ6EB6 --model llama-8b", "lmq cancel JZ6EB6"]))
+    assert lines[0].startswith("JZ6EB6 chat anna qwen3-32b   waiting ")
+    assert lines[0].endswith("2 ahead, starts in 20-50 s, done in 1-2 min")
+    assert lines[1:] == [
+        "because   gpu-1 finishes 2 jobs, then loads it",
+        "also      gpu-3 is paused",
+        "you can   lmq update JZ6EB6 --model llama-8b    lmq cancel JZ6EB6",
+    ]
+
+
+@given(st.builds(an_event, st.integers(1, 10**9), st.text(), job_id=st.sampled_from(["", ID_A]), user=st.text(),
+                 queue=st.text(), worker=st.text(), model=st.text(), task_type=st.text(), attempt=st.integers(0, 99),
+                 detail=st.dictionaries(st.sampled_from(["error", "by", "reason", "epoch"]), st.text())))  # fmt: skip
+def test_an_event_of_any_kind_is_one_line_that_fits(event: object) -> None:
+    from lmq import Event
+
+    assert isinstance(event, Event)
+    line = click.unstyle(event_line(event))
+    assert tables.width_of(line) <= tables.WIDTH + len("2026-11-22 ")
+    assert "\n" not in line
+    assert "\x1b" not in line
