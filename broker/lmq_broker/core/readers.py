@@ -181,6 +181,10 @@ def ends_loaded(state: BrokerState, out: Out, session: Session, answer: EndsRepl
         if job.id in state.jobs:
             state.followers.setdefault(job.id, []).append(session.peer)
             continue
+        if State(job.state) not in FINAL:
+            # It was open when it was read, and has ended since: read it again.
+            answered.discard(job.id)
+            continue
         session.follows.discard(job.id)
         if not _may_read(session, job.user):
             sendable.append(_missing(job.id))
