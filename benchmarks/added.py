@@ -90,7 +90,7 @@ class Commits:
     fsync_ms: list[float]
 
 
-class NoText(Exception):
+class NoText(click.ClickException):
     """A call gave no text: the two would not be comparable."""
 
 

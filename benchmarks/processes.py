@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import click
+
 HOST = "127.0.0.1"
 
 # A server that is not up by then will not come up.
@@ -29,7 +31,7 @@ _TAIL_CHARS = 2000
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class ServerFailed(Exception):
+class ServerFailed(click.ClickException):
     """A child process ended, or said nothing, before it had done what it was started for."""
 
     def __init__(self, command: str, log_tail: str) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import click
 import zmq
 
 from lmq_proto import bounds
@@ -22,7 +23,7 @@ HEARTBEAT_EVERY_S = 2.0
 _HEARTBEAT = b"heartbeat"
 
 
-class RawPeerFailed(Exception):
+class RawPeerFailed(click.ClickException):
     """The broker did not answer, or not as a benchmark can go on with."""
 
 
