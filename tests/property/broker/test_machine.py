@@ -91,6 +91,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.lives = dict.fromkeys(WORKERS, 1)
         self.commands: list[tuple[str, int, str]] = []
         self.numbers = 0
+        self.said = 0
         self.cursors: dict[tuple[str, int], int] = {}
         self.texts: dict[tuple[str, bytes], tuple[int, int]] = {}
         self.starts(MONO_MS)
@@ -159,8 +160,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert all(end.state in FINAL or end.state == "deleted" for end in message.jobs)
 
     def says(self, name: str, message: Any, body: bytes = b"") -> None:
+        """Let a message come in; every other time the turn ends behind it."""
         if name.encode() in self.broker.state.sessions:
             self.follows_up(self.broker.says(name, message, body))
+            self.said += 1
+            if self.said % 2:
+                self.follows_up(self.broker.turn())
 
     def number(self) -> int:
         self.numbers += 1
@@ -206,6 +211,7 @@ class AnyOrder(RuleBasedStateMachine):
     def comes_to_work(self, name: str, slots: int, held: bool) -> None:
         """A worker comes: for the first time, again after a moment, or as a new process."""
         if not held:
+            self.follows_up(self.broker.breaks(name))
             self.lives[name] += 1
             self.held[name] = []
         mine = [
@@ -407,11 +413,32 @@ class AnyOrder(RuleBasedStateMachine):
         ):
             self.says(who, message)
 
-    @rule()
-    def the_broker_starts_again(self) -> None:
-        """All that was journaled is there again; all sessions are gone."""
+    @rule(who=clients, batch=st.lists(names, min_size=1, max_size=4, unique=True))
+    def submits_and_watches(self, who: str, batch: list[str]) -> None:
+        """The ordinary case, so that there is always something to break."""
+        self.says(who, Subscribe(request_id=self.number(), subscription_id=3, credit=50))
+        self.says(who, Submit(request_id=self.number(), jobs=[spec(name) for name in batch], follow=True))
+        for name in batch:
+            self.texts.pop((who, job_id(name)), None)
+            self.says(who, FollowText(request_id=self.number(), job_id=job_id(name)))
+
+    @rule(name=workers, outcome=st.sampled_from(["complete", "fail", "release"]))
+    def works(self, name: str, outcome: str) -> None:
+        """A worker writes and ends all that it has."""
+        for at in range(len(self.held[name])):
+            self.writes(name, at, 2, 0)
+        while self.held[name]:
+            self.ends(name, 0, False, 0, outcome, False, False, b"result" if outcome == "complete" else b"")
+
+    @rule(chance=st.integers(0, 3))
+    def the_broker_starts_again(self, chance: int) -> None:
+        """All that was journaled is there again; all sessions are gone, but their owners come back."""
+        if chance:
+            return
         self.follows_up(self.broker.turn())
         self.starts(self.broker.mono_ms, self.broker.wall_ms)
+        for name in CLIENTS:
+            self.follows_up(self.broker.client(name))
 
     # --- at the end
 
@@ -453,5 +480,5 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
