@@ -91,14 +91,6 @@ def test_another_users_job_is_not_followed_by_its_id() -> None:
     assert not sent(broker.turn(), "tom", Finished)
 
 
-def test_a_job_beside_one_that_is_stopping_is_not_blamed_for_the_workers_death() -> None:
-    broker = a_broker(jobs=[running("a"), running("b")], workers=[idle("w1", slots=2)])
-    broker.cancel("ann", "b")
-    broker.breaks("w1")
-    broker.pass_time(5000, hearing=["ann"])
-    assert broker.job("a").failures == 0
-
-
 def test_a_lease_that_was_stopping_when_its_worker_came_back_is_stopped_and_its_slot_freed() -> None:
     broker = a_broker(jobs=[running("a"), ready("b")], workers=[idle("w1")])
     mine = held(broker, "a")
