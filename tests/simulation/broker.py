@@ -160,7 +160,7 @@ class Broker:
             effects += step(self.state, self._inbox.popleft(), self.now)
         effects += step(self.state, TurnEnded(), self.now)
         invariants.check(self.state)
-        self.checks.turn_ended(self.state)
+        self.checks.turn_ended(self.state, effects)
         self._carry_out(effects)
         if self._inbox:
             self._turn_soon(0)

@@ -303,7 +303,8 @@ class PlainLine:
         job_id = self.text_ids.get(message.request_id)
         if job_id is not None:
             if job_id in self.texts:
-                self.texts.pop(job_id).final = True
+                read = self.texts.pop(job_id)
+                read.final = read.refused = True
             return
         request = self.requests.pop(message.request_id, None)
         if request is not None:

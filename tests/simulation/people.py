@@ -64,6 +64,8 @@ class TextRead:
         self.pieces = 0
         self.shown = ""
         self.final = False
+        self.refused = False
+        """There was no such job, when it was asked for."""
         self.is_over = False
         """The channel `end` came."""
 
@@ -468,7 +470,7 @@ class Person:
     def _check_text(self, job_id: bytes, read: TextRead) -> None:
         job = self.checks.disk.tables.job(job_id)
         shown = read.check(job_id)
-        if job is None or job.state != State.DONE or self.checks.evil:
+        if job is None or job.state != State.DONE or self.checks.evil or read.refused:
             return
         if job.number in self.checks.disk.tables.retried:
             # The last word may have been of an earlier end.

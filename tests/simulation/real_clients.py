@@ -213,7 +213,8 @@ class RealLine:
             job_id = self.ends.pop(token)
             self.person.job_ended(JobEnd(job_id=job_id, state="deleted"), b"")
         elif token in self.texts:
-            self.texts.pop(token)[1].final = True
+            _, read = self.texts.pop(token)
+            read.final = read.refused = True
         elif token in self.reads:
             self.reads.pop(token).expired = True
         else:

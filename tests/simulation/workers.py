@@ -404,7 +404,8 @@ class Host:
 class _Run:
     """What a plain worker knows of a lease in hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, instance_id: str) -> None:
+        self.instance_id = instance_id
         self.stopping = False
 
 
@@ -450,7 +451,10 @@ class PlainProcess(Process):
         self._ask()
 
     def _ask(self) -> None:
-        held = [Held(job_id=j, epoch=e, attempt=a) for j, e, a in self.held]
+        held = [
+            Held(job_id=j, epoch=e, attempt=a, instance_id=run.instance_id)
+            for (j, e, a), run in self.held.items()
+        ]
         held += [Held(job_id=j, epoch=e, attempt=a, ended=True) for j, e, a in self.unacked]
         self.asked_ms = self.world.mono_ms
         self.port.send(self.enlist(self.request_id, held))
@@ -499,7 +503,7 @@ class PlainProcess(Process):
             key = (lease.job_id, lease.epoch, lease.attempt)
             if key not in self.held and key not in self.unacked:
                 assert self.enlisted or self.host.checks.evil, "work came before `enlisted`"
-                self.held[key] = _Run()
+                self.held[key] = _Run(lease.instance_id)
                 self.run(lease, payload)
 
     def _stop(self, key: Key) -> None:
@@ -523,6 +527,7 @@ class PlainProcess(Process):
         # It may have changed since the `enlist` was written.
         self.capacity_changed()
         for key, text in self.texts.items():
+            text.number()
             if text.pieces:
                 self._send_text(key, text.first, text.pieces)
         self._resend()

@@ -26,7 +26,7 @@ class World:
         self.happenings = 0
         self.raging = True
         """Whether faults may happen; once False, all must drain."""
-        self._wall_offset_ms = _WALL_START_MS
+        self._wall_offset_ms = self._latest_offset_ms = _WALL_START_MS
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._serial = 0
         self._trace = hashlib.blake2b(digest_size=8)
@@ -38,7 +38,12 @@ class World:
 
     def jump_wall(self, by_ms: int) -> None:
         self._wall_offset_ms += by_ms
+        self._latest_offset_ms = max(self._latest_offset_ms, self._wall_offset_ms)
         self.note("wall", by_ms)
+
+    def outrun_wall(self, by_ms: int) -> None:
+        """Set the wall clock later than it ever showed."""
+        self.jump_wall(self._latest_offset_ms - self._wall_offset_ms + by_ms)
 
     def chance(self, probability: float) -> bool:
         return self.random.random() < probability
