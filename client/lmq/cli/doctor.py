@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lmq.cli.diagnosis import Facts, Finding, diagnose
 from lmq.cli.endpoint import LOCAL_URL, look
 from lmq.cli.errors import Failure, Status, clean, sentence_of, status_of
 from lmq.cli.humane import count, now_ms
+from lmq.cli.tables import WIDTH
 from lmq.errors import LmqError, UpgradeRequired
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLE = "lmq doctor"
 COLORS = {"ok": "green", "advice": "yellow", "fault": "red"}
 WAITING_LOOKED_AT = 500
+INDENT = 8
 
 
 @cli.command("doctor", example=EXAMPLE)
@@ -52,9 +55,11 @@ def lines_of(found: list[Finding]) -> list[str]:
     """Return the findings as lines, the cure under each."""
     lines = []
     for one in found:
-        lines.append(f"{click.style(f'{one.level:8}', fg=COLORS[one.level])}{clean(one.text)}")
+        first, *rest = textwrap.wrap(clean(one.text), WIDTH - INDENT) or [""]
+        lines.append(f"{click.style(f'{one.level:{INDENT}}', fg=COLORS[one.level])}{first}")
+        lines += [f"{'':{INDENT}}{row}" for row in rest]
         if one.cure:
-            lines.append(f"{'':8}type: {clean(one.cure)}")
+            lines.append(f"{'':{INDENT}}type: {clean(one.cure)}")
     return lines
 
 

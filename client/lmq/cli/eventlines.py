@@ -51,7 +51,8 @@ def phase_line(at_ms: int, job: JobStatus) -> str:
     """Return the line that says that a job has come to its next phase."""
     head = f"{time_of_day(at_ms)}{GAP}{short(job.id):{SHORT}}{GAP}"
     kind = padded(job.phase, KIND_WIDTH)
-    about = f"{padded(job.task_type, TYPE_WIDTH)} {padded(job.user, USER_WIDTH)} {one_line(f'{job.worker} {job.model}')}"
+    place = one_line(f"{job.worker} {job.model}")
+    about = f"{padded(job.task_type, TYPE_WIDTH)} {padded(job.user, USER_WIDTH)} {place}"
     room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
     return f"{head}{click.style(kind, fg='blue')}{GAP}{cut(about, max(room, 20))}".rstrip()
 

@@ -175,3 +175,21 @@ def test_the_command_ends_with_1_if_something_is_wrong() -> None:
     ended = run(FakeBroker(), "doctor", "--endpoint", NOWHERE)
     assert ended.exit_code == 1
     assert "no worker is connected" in ended.stdout
+
+
+def test_the_command_looks_for_a_second_broker_at_the_usual_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from click.testing import CliRunner
+
+    from lmq.cli.root import root
+    from lmq.cli.session import Session
+
+    def connect(session: Session) -> Any:
+        broker = FakeBroker(url=session.url or "tcp://127.0.0.1:9999")
+        other = health(broker_id=b"o" * 16) if session.url else health()
+        monkeypatch.setattr(broker, "health", lambda: other)
+        return broker
+
+    ended = CliRunner().invoke(root, ["doctor", "--endpoint", NOWHERE], obj=Session(connect=connect))
+    assert f"a second broker answers at {URL}" in ended.stdout.replace("\n        ", " ")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
 
-from lmq.cli.children import Children
+from lmq.cli.children import Child, Children
 from lmq.cli.demo.score import Score
 from lmq.cli.errors import Failure
 from lmq.cli.top import Rate
@@ -48,34 +49,51 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
-def test_children_are_ended_in_any_case() -> None:
-    with pytest.raises(KeyboardInterrupt), Children() as children:
-        child = children.start(
-            "sleeper", python("print('ready', flush=True); input() if 0 else __import__('signal').pause()")
-        )
-        children.await_ready(child, "ready")
-        raise KeyboardInterrupt
-    assert not child.is_running
+SLEEPS = "import signal; print('ready', flush=True); signal.pause()"
+IGNORES = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+)
 
 
-def test_a_child_that_will_not_end_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+def interrupted() -> None:
+    """Start a child and be interrupted while it runs."""
     with Children() as children:
-        child = children.start("stubborn", python(stubborn))
+        child = children.start("sleeper", python(SLEEPS))
+        children.await_ready(child, "ready")
+        STARTED.append(child)
+        raise KeyboardInterrupt
+
+
+STARTED: list[Child] = []
+
+
+def test_children_are_ended_in_any_case() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not STARTED[-1].is_running
+
+
+def test_a_child_that_will_not_end_is_made_to() -> None:
+    with Children() as children:
+        child = children.start("stubborn", python(IGNORES))
         children.await_ready(child, "ready")
         child.stop(within_s=0.1)
     assert not child.is_running
 
 
 def test_a_child_that_ends_instead_of_being_ready_is_told_with_its_last_words() -> None:
-    with Children() as children, pytest.raises(Failure) as failed:
-        children.await_ready(children.start("broker", python("print('no room')")), "ready")
+    with Children() as children:
+        child = children.start("broker", python("print('no room')"))
+        with pytest.raises(Failure) as failed:
+            children.await_ready(child, "ready")
     assert failed.value.message == "broker did not start: no room"
 
 
-def test_a_signal_during_a_start_comes_after_the_child_is_in_the_list() -> None:
-    with pytest.raises(KeyboardInterrupt), Children() as children:
-        children._deferring = True
-        children._on_signal(2, None)
-        children.start("sleeper", python("__import__('signal').pause()"))
-    assert not any(child.is_running for child in children._children)
+def test_a_signal_during_a_start_comes_when_the_child_is_in_the_list() -> None:
+    made = Children()
+    made._deferring = True
+    made._on_signal(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        made.start("sleeper", python(SLEEPS))
+    assert len(made._children) == 1
+    made._children[0].stop()

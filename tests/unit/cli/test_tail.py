@@ -8,6 +8,8 @@ import pytest
 
 from lmq import Piece
 from lmq.cli import tail
+from lmq.cli.livefoot import Foot
+from lmq.cli.session import Session
 from lmq.errors import CursorExpired, NotReachable
 from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, an_event, run
 
@@ -100,7 +102,7 @@ def test_silence_is_told_once_and_the_return_too(capsys: pytest.CaptureFixture[s
     made._tell_away()
     made._tell_away()
     assert capsys.readouterr().err.count("no word from the broker") == 1
-    made._now([a_job(ID_B)], tail.Foot(_session()))
+    made._now([a_job(ID_B)], Foot(_session()))
     assert "the broker is back" in capsys.readouterr().err
 
 
@@ -108,8 +110,8 @@ def test_since_and_n_contradict_each_other() -> None:
     assert run(FakeBroker(), "tail", "--since", "10m", "-n", "3").exit_code == 2
 
 
-def _session() -> tail.cli.Session:
-    return tail.cli.Session()
+def _session() -> Session:
+    return Session()
 
 
 def _wish() -> tail.Wish:

@@ -48,6 +48,13 @@ def command(session: Session, simulator: bool) -> None:
     It uses LM Studio at localhost:1234 if one answers with a model loaded (and neither loads nor unloads), else a
     simulated one. All it starts is its own, and gone afterwards.
     """
+    try:
+        _tell_story(session, simulator=simulator)
+    except KeyboardInterrupt:
+        raise Failure("stopped; nothing of the demo is left running", Status.INTERRUPTED) from None
+
+
+def _tell_story(session: Session, *, simulator: bool) -> None:
     scene = Scene(Score())
     with Stage() as stage:
         with screen_for(scene) as screen:
