@@ -415,6 +415,8 @@ def text_loaded(state: BrokerState, out: Out, session: Session, request: ReadTex
         _finish_reader(state, out, session, reader, [])
         return
     for text in answer.texts:
+        if text.attempt < reader.attempt:
+            continue
         same = text.attempt == reader.attempt
         begin = reader.piece if same else 0
         pieces = text.pieces[begin + 1 - text.first :] if begin >= text.first else text.pieces
