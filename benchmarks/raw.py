@@ -1,6 +1,6 @@
 """A peer that speaks the protocol over a bare DEALER, so that a figure shows the broker and not lmq's own client.
 
-It thinks as little as the protocol allows: no resending, no reconnecting. Who wants those uses `lmq.Client`.
+It thinks as little as the protocol allows: submits go again when the broker asks who it is, and that is all.
 """
 
 import os
@@ -15,12 +15,25 @@ import zmq
 from lmq_proto import bounds
 from lmq_proto.codec import TO_PEER_TABLE, encode
 from lmq_proto.ids import job_id
-from lmq_proto.messages import Enlist, Enlisted, FromPeer, Hello, Submit, Submitted, ToPeer, Welcome
+from lmq_proto.messages import (
+    Enlist,
+    Enlisted,
+    ErrorReply,
+    FromPeer,
+    Heartbeat,
+    Hello,
+    Submit,
+    Submitted,
+    ToPeer,
+    Welcome,
+    Who,
+)
 from lmq_proto.parts import Capacity, InstanceInfo, JobSpec
 
 ANSWER_TIMEOUT_S = 60.0
 HEARTBEAT_EVERY_S = 2.0
-_HEARTBEAT = b"heartbeat"
+# Of the first submit; the hello before it has 1.
+FIRST_REQUEST = 2
 
 
 class RawPeerFailed(click.ClickException):
@@ -44,6 +57,9 @@ class RawPeer:
         if not buffers:
             self.socket.setsockopt(zmq.RCVBUF, 4096)
         self.socket.connect(url)
+        self._instance = os.urandom(16)
+        # How often the broker had forgotten the session of a submitter that reads all the time.
+        self.sessions_lost = 0
 
     def say(self, message: FromPeer, body: bytes = b"") -> None:
         """Send a message."""
@@ -56,7 +72,7 @@ class RawPeer:
             RawPeerFailed: none came within `timeout_s`.
         """
         if not self.socket.poll(int(timeout_s * 1000)):
-            raise RawPeerFailed(f"no message of the broker within {timeout_s:.0f} s")
+            raise RawPeerFailed("the broker said nothing for too long")
         return TO_PEER_TABLE.decode(self.socket.recv_multipart())[0]
 
     def hello(self) -> None:
@@ -65,10 +81,14 @@ class RawPeer:
         Raises:
             RawPeerFailed: the broker did not welcome it.
         """
-        self.say(Hello(request_id=1, instance=os.urandom(16), protocol_oldest=1, protocol_newest=1))
+        self.say_hello()
         answer = self.hear()
         if not isinstance(answer, Welcome):
             raise RawPeerFailed(f"said hello, heard {answer}")
+
+    def say_hello(self) -> None:
+        """Say hello, without waiting for the welcome."""
+        self.say(Hello(request_id=1, instance=self._instance, protocol_oldest=1, protocol_newest=1))
 
     def enlist(self, worker: Enlist) -> None:
         """Begin a worker's session.
@@ -124,7 +144,9 @@ def submits(
     """Return encoded submits of `jobs_each` jobs, the users in turn; each job carries `payload`."""
     return [
         encode(
-            Submit(request_id=number + 2, jobs=list(specs[start : start + jobs_each]), as_user=user),
+            Submit(
+                request_id=number + FIRST_REQUEST, jobs=list(specs[start : start + jobs_each]), as_user=user
+            ),
             payload * len(specs[start : start + jobs_each]),
         )
         for number, start in enumerate(range(0, len(specs), jobs_each))
@@ -132,33 +154,49 @@ def submits(
     ]
 
 
-def submit_windowed(peer: RawPeer, messages: Sequence[Sequence[bytes]], window: int) -> float:
-    """Send the submits, at most `window` of them unanswered; return seconds to the last answer.
+def submit_windowed(peer: RawPeer, messages: Sequence[list[bytes]], window: int) -> float:
+    """Send what `submits` made, at most `window` unanswered; return seconds to the last answer.
 
     Raises:
         RawPeerFailed: an answer did not come, or a job was not accepted.
     """
-    waiting = deque(messages)
-    answers: list[list[bytes]] = []
+    waiting = deque(enumerate(messages, FIRST_REQUEST))
+    unanswered: dict[int, list[bytes]] = {}
     socket = peer.socket
-    unanswered = 0
+    is_known = True
     started_s = time.perf_counter()
     while waiting or unanswered:
-        while waiting and unanswered < window:
-            socket.send_multipart(waiting.popleft())
-            unanswered += 1
-        if not socket.poll(int(ANSWER_TIMEOUT_S * 1000)):
-            raise RawPeerFailed(f"{unanswered} submits without an answer for {ANSWER_TIMEOUT_S:.0f} s")
-        frames = socket.recv_multipart()
-        if frames[1] != _HEARTBEAT:
-            answers.append(frames)
-            unanswered -= 1
-    elapsed_s = time.perf_counter() - started_s
-    for frames in answers:
-        answer = TO_PEER_TABLE.decode(frames)[0]
-        if not isinstance(answer, Submitted) or any(each.outcome != "accepted" for each in answer.outcomes):
-            raise RawPeerFailed(f"a submit was answered with {str(answer)[:500]}")
-    return elapsed_s
+        while is_known and waiting and len(unanswered) < window:
+            request_id, frames = waiting.popleft()
+            unanswered[request_id] = frames
+            socket.send_multipart(frames)
+        silent_s = 0.0
+        while not socket.poll(int(HEARTBEAT_EVERY_S * 1000)) and silent_s < ANSWER_TIMEOUT_S:
+            # A broker that has forgotten the session says so.
+            peer.say(Heartbeat())
+            silent_s += HEARTBEAT_EVERY_S
+        answer = peer.hear(0)
+        if isinstance(answer, Submitted):
+            unanswered.pop(answer.request_id, None)
+            _check_outcomes(answer)
+        elif isinstance(answer, Who) and is_known:
+            is_known = False
+            peer.sessions_lost += 1
+            peer.say_hello()
+        elif isinstance(answer, Welcome):
+            is_known = True
+            for frames in unanswered.values():
+                socket.send_multipart(frames)
+        elif isinstance(answer, ErrorReply):
+            raise RawPeerFailed(f"a submit was refused: {answer.error.message}")
+    return time.perf_counter() - started_s
+
+
+def _check_outcomes(answer: Submitted) -> None:
+    for each in answer.outcomes:
+        # A submit that went again may find its job there.
+        if each.outcome not in ("accepted", "duplicate"):
+            raise RawPeerFailed(f"a job was {each.outcome}: {each.error}")
 
 
 def preload(peer: RawPeer, specs: Iterator[JobSpec], payload: bytes, users: Sequence[str], jobs: int) -> None:

@@ -220,6 +220,7 @@ def one_round(side: Side, moved: int) -> None:
         with raw_peer(side.broker.url) as peer:
             peer.hello()
             found.append(moved / submit_windowed(peer, messages, window))
+            load.sessions_lost += peer.sessions_lost
     load.drain_per_s.append(drain_rate_per_s(side.client, side.name, 2 * moved))
 
 

@@ -64,12 +64,14 @@ class Load:
     accept_windowed_per_s: list[float] = field(default_factory=list)
     accept_bulk_per_s: list[float] = field(default_factory=list)
     drain_per_s: list[float] = field(default_factory=list)
+    # How often the broker ended the submitter's session, which then sent its submits again.
+    sessions_lost: int = 0
 
     def latest(self) -> str:
         """Return the last round in words."""
         return (
             f"accept {self.accept_windowed_per_s[-1]:,.0f}/s, bulk {self.accept_bulk_per_s[-1]:,.0f}/s, "
-            f"drain {self.drain_per_s[-1]:,.0f}/s"
+            f"drain {self.drain_per_s[-1]:,.0f}/s; sessions lost so far: {self.sessions_lost}"
         )
 
 
@@ -219,7 +221,12 @@ def report(found: Found, where_and_when: str) -> str:
             "Raw peers, so that the broker is what limits; rounds with the two queues take turns. In brackets the\n"
             "lowest and the highest round; the ratio is the median of those within rounds.\n"
         )
+        lost = found.rates.short.sessions_lost + found.rates.long.sessions_lost
         parts += [about, rates_table(found.rates)]
+        if lost:
+            parts.append(
+                f"{lost} times the broker ended the session of a submitter that was reading; it submitted again.\n"
+            )
     if found.memories:
         parts += ["Payloads stay on disk (`payload_cache_bytes = 0`).\n", memory_table(found.memories)]
     if found.restart is not None:
