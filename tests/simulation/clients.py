@@ -346,7 +346,7 @@ class PlainLine:
             assert loose or self.text_credit[message.job_id] > 0, "text was pushed beyond the credit"
         self.text_credit[message.job_id] -= sum(max(1, len(piece.text)) for piece in message.pieces)
         if begins and (pieces or message.restart):
-            assert message.restart or not read.attempt, "a new attempt without a word of restart"
+            assert loose or message.restart or not read.attempt, "a new attempt without a word of restart"
             read.begin(message.attempt)
         read.add(pieces)
         if message.final:

@@ -118,11 +118,11 @@ class Scenario:
             for host in self.hosts:
                 world.after(random.choice((0, 0, 5000)), host.start)
             for person in self.people:
-                person.actions_left = random.choice((5, 20, 60))
+                person.actions_left = random.choice((10, 40, 120))
                 world.after(random.randint(0, 1000), person.act)
             for fault, every_ms in self._faults():
                 self._repeat(fault, every_ms)
-            world.run_until(world.mono_ms + random.choice((5000, 20_000, 60_000)))
+            world.run_until(world.mono_ms + random.choice((5000, 30_000, 120_000)))
             self._calm()
         return Story(
             world.digest(), world.happenings, self.broker.turns, len(self.disk.tables.added),
