@@ -4,10 +4,13 @@ On the wire an error is its `code` and its fields (`ErrorInfo`); the message is 
 side, so that both sides say the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
+
+_SHOWN_CHARS = 80
+"""How much of a wrong value an error repeats."""
 
 Scalar = str | int | float | bool
 Field = Scalar | list[str] | None
@@ -31,7 +34,7 @@ class LmqError(Exception):
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, **fields: Field) -> None:
+    def __init__(self, message: str, /, **fields: Field) -> None:
         super().__init__(message)
         self.message = message
         self.fields = fields
@@ -73,8 +76,9 @@ class BadField(LmqError):
     code = "bad_field"
 
     def __init__(self, field: str, value: Scalar, limit: str) -> None:
-        shown = repr(value) if not isinstance(value, str) or len(value) <= 80 else repr(value[:77] + "...")
-        super().__init__(f"{field} = {shown}: allowed is {limit}", field=field, value=value, limit=limit)
+        if isinstance(value, str) and len(value) > _SHOWN_CHARS:
+            value = value[: _SHOWN_CHARS - 3] + "..."
+        super().__init__(f"{field} = {value!r}: allowed is {limit}", field=field, value=value, limit=limit)
         self.field, self.value, self.limit = field, value, limit
 
 
@@ -279,15 +283,10 @@ WIRE_ERRORS: dict[str, type[LmqError]] = {
 
 def from_info(info: ErrorInfo) -> LmqError:
     """Return the error that was sent; an unknown code (a newer broker) or unfit fields give a plain `LmqError`."""
-    kind = WIRE_ERRORS.get(info.code)
-    if kind is None:
-        return LmqError(info.message or info.code, **_named(info.fields))
-    try:
-        return kind(**info.fields)  # type: ignore[arg-type]  # fields come from the wire; a misfit is caught below
-    except TypeError:
-        return LmqError(info.message or info.code, **_named(info.fields))
-
-
-def _named(fields: Mapping[str, Field]) -> dict[str, Field]:
-    """Return the fields without the one name that `LmqError` takes itself."""
-    return {name: value for name, value in fields.items() if name != "message"}
+    kind: Callable[..., LmqError] | None = WIRE_ERRORS.get(info.code)
+    if kind is not None:
+        try:
+            return kind(**info.fields)
+        except (TypeError, ValueError):
+            pass
+    return LmqError(info.message or info.code, **info.fields)

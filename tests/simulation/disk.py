@@ -205,12 +205,10 @@ class Tables:
 
     def memory(self) -> Memory:
         """Return all that a broker that starts is given."""
-        leased = [job for job in self.jobs.values() if job.state == State.LEASED]
         stored = {
-            job.number: (attempt, max(self.texts[job.number][attempt]))
-            for job in leased
-            if job.number in self.texts
-            for attempt in [max(self.texts[job.number])]
+            job.number: (job.attempt, max(self.texts[job.number][job.attempt]))
+            for job in self.jobs.values()
+            if job.state not in FINAL and job.attempt in self.texts.get(job.number, {})
         }
         return Memory(
             meta=dict(self.meta),

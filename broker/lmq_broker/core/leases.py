@@ -40,7 +40,8 @@ _HEAP_SLACK = 1000
 
 def fleet(state: BrokerState) -> Fleet:
     """Return what the policy may look at."""
-    return Fleet(state.workers, state.queue_holds, state.worker_holds, state.fleet_version)
+    paused = {name: held for name, held in state.queue_holds.items() if held.kind == "pause"}
+    return Fleet(state.workers, paused, state.worker_holds, state.fleet_version)
 
 
 def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
@@ -98,7 +99,7 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
     job.lease = lease
     worker.leases[job.id, lease.epoch, lease.attempt] = lease
     instance.leased += 1
-    instance.alone = job.past.suspect
+    worker.alone = job.past.suspect
     if deadline_ms:
         jobs.push(state, state.deadlines, deadline_ms, lease)
     tell(state, now, Kind.STARTED, job, worker=worker.name, model=job.model)
@@ -151,7 +152,8 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
             continue
         changed = lease.phase != report.phase
         lease.phase = report.phase if report.phase in Phase.__members__.values() else lease.phase
-        lease.progress = min(max(report.progress, 0.0), 1.0)
+        known = report.progress == report.progress  # NaN is not itself
+        lease.progress = min(max(report.progress, 0.0), 1.0) if known else 0.0
         lease.stage = report.stage[: bounds.REASON_CHARS]
         lease.log = report.log[: bounds.REASON_CHARS]
         if report.tokens > lease.tokens:
@@ -245,8 +247,7 @@ def close(state: BrokerState, worker: Worker | None, lease: Lease, engine_ms: in
         instance = worker.instances.get(lease.instance_id)
         if instance is not None:
             instance.leased -= 1
-            if not instance.leased:
-                instance.alone = False
+        worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
     state.policy.ended(job, engine_ms)
 
@@ -375,18 +376,18 @@ def lose_all(
     """Pass on every lease of a worker that is gone.
 
     If it crashed, what ran together is suspect and uncharged; what ran alone takes a strike.
+    What was being stopped still ran.
     """
-    running = [lease for lease in worker.leases.values() if not lease.stopping]
-    for lease in list(worker.leases.values()):
+    leases = list(worker.leases.values())
+    for lease in leases:
         close(state, worker, lease)
-    for lease in running:
-        if crashed and len(running) == 1:
+    for lease in leases:
+        if lease.stopping:
+            continue
+        if crashed and len(leases) == 1:
             strike(state, out, lease.job, error, now)
         else:
             release(state, out, lease.job, error, now, alone=crashed)
-    for instance in worker.instances.values():
-        instance.leased = 0
-        instance.alone = False
 
 
 def give_back(state: BrokerState, out: Out, lease: Lease, reason: str, now: Now) -> None:
@@ -412,7 +413,7 @@ def take_up(state: BrokerState, out: Out, worker: Worker, held: Held, now: Now) 
     job = state.jobs.get(key[0])
     if job is None or job.state is not State.READY or (job.epoch, job.attempt) != key[1:]:
         return False
-    if job.worker and job.worker != worker.name:
+    if not job.attempt or job.worker != worker.name:
         return False
     state.policy.withdrawn(job)
     move(state, job, State.LEASED)
@@ -422,7 +423,7 @@ def take_up(state: BrokerState, out: Out, worker: Worker, held: Held, now: Now) 
     save(state, out, job)
     lease = Lease(
         job=job, epoch=key[1], attempt=key[2], worker=worker.name, instance_id=held.instance_id,
-        granted_ms=now.mono_ms, deadline_ms=0, position=state.position,
+        granted_ms=now.mono_ms, deadline_ms=0, position=state.position, text=readers.log_of(job),
     )  # fmt: skip
     job.lease = lease
     worker.leases[key] = lease

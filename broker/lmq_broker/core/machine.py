@@ -32,6 +32,7 @@ from lmq_broker.core.stimuli import (
     Stop,
     TurnEnded,
 )  # fmt: skip
+from lmq_proto.codec import verb_of
 from lmq_proto.errors import NotAllowed, ProtocolError, Stopping
 from lmq_proto.events import Kind
 from lmq_proto.ids import PeerId
@@ -117,7 +118,7 @@ def _received(state: BrokerState, out: Out, stimulus: Received, now: Now) -> Non
         return
     session.heard_ms = now.mono_ms
     if not may(session.who.role, type(message)):
-        error = NotAllowed(type(message).__name__.lower(), session.who.role)
+        error = NotAllowed(verb_of(message), session.who.role)
         refuse(state, out, stimulus.peer, getattr(message, "request_id", 0), error)
         return
     worker = state.workers.get(session.worker) if session.worker is not None else None
@@ -218,7 +219,7 @@ def _from_worker(
         case Bye():
             workers.say_bye(state, out, worker, message.reason, now)
         case _:
-            raise ProtocolError(f"a worker may not send {type(message).__name__.lower()}")
+            raise ProtocolError(f"a worker may not send {verb_of(message)}")
 
 
 def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:

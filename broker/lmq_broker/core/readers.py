@@ -10,7 +10,7 @@ from lmq_broker.core.rights import SEES_ALL, may_act_for
 from lmq_broker.core.state import BrokerState, End, Job, Session, Subscription, TextLog, TextReader, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
-from lmq_proto.errors import BadField, NotAllowed, NotFound
+from lmq_proto.errors import BadField, NotAllowed, NotFound, ProtocolError
 from lmq_proto.events import Event
 from lmq_proto.ids import JobId, PeerId, to_text
 from lmq_proto.messages import (
@@ -252,8 +252,14 @@ def text_report(state: BrokerState, session: Session, worker: Worker, command: T
         lease = job.lease if job is not None else None
         if job is None or lease is None or lease.worker != worker.name or lease.attempt != text.attempt:
             continue
+        size = sum(len(piece.text) for piece in text.pieces)
+        if len(text.pieces) > bounds.TEXT_PIECES or size > bounds.TEXT_BYTES:
+            raise ProtocolError(
+                f"text of {len(text.pieces)} pieces and {size} characters,"
+                f" the limits are {bounds.TEXT_PIECES} and {bounds.TEXT_BYTES}"
+            )
         if lease.text is None:
-            lease.text = TextLog(first=text.first, stored=text.first - 1)
+            lease.text = log_of(job)
         log = lease.text
         skipped = log.last + 1 - text.first
         if skipped < 0 or skipped >= len(text.pieces):
@@ -267,6 +273,12 @@ def text_report(state: BrokerState, session: Session, worker: Worker, command: T
         log.held_bytes += size
         log.unstored_bytes += size + len(fresh)
         state.fresh_text[job.id] = None
+
+
+def log_of(job: Job) -> TextLog:
+    """Return the log in which an attempt's text goes on after what is on disk of it."""
+    stored = job.text_last if job.text_attempt == job.attempt else 0
+    return TextLog(first=stored + 1, stored=stored)
 
 
 def store_due_text(state: BrokerState, out: Out, now: Now) -> None:
@@ -294,6 +306,7 @@ def store_text(state: BrokerState, out: Out, job: Job) -> None:
     put(state, out, TextAdded(job.number, lease.attempt, log.stored + 1, log.last, packed))
     log.stored = log.last
     log.unstored_bytes = 0
+    job.text_attempt, job.text_last = lease.attempt, log.last
     worker = state.workers.get(lease.worker)
     if worker is not None and worker.peer is not None:
         marks = [TextMark(job_id=job.id, attempt=lease.attempt, piece=log.stored)]
@@ -322,12 +335,17 @@ def follow_text(state: BrokerState, out: Out, session: Session, command: FollowT
     if old is not None:
         drop_reader(state, old)
     reader = TextReader(
-        session.peer, JobId(command.job_id), command.attempt, command.piece,
+        session.peer, JobId(command.job_id), _sane(command.attempt), _sane(command.piece),
         min(max(command.credit_bytes, 0), bounds.BODY_BYTES),
     )  # fmt: skip
     session.readers[command.job_id] = reader
     state.text_readers.setdefault(command.job_id, []).append(reader)
     state.awake.append(reader)
+
+
+def _sane(number: int) -> int:
+    """Return a cursor's number as the journal can compare it."""
+    return min(max(number, 0), 1 << 31)
 
 
 def drop_reader(state: BrokerState, reader: TextReader) -> None:
@@ -375,11 +393,23 @@ def _push_text(state: BrokerState, out: Out, reader: TextReader, shared: dict[tu
     message = shared.get(key)
     if message is None:
         restart = _restart_reason(job) if reader.attempt not in (0, lease.attempt) else ""
-        pieces = log.pieces[begin + 1 - log.first :][:_PUSH_PIECES]
+        pieces = _within(log.pieces, begin + 1 - log.first, min(reader.credit_bytes, bounds.TEXT_BYTES))
         message = Text(job_id=job.id, attempt=lease.attempt, first=begin + 1, pieces=pieces, restart=restart)
         shared[key] = message
     _sent(reader, message)
     out.append(Send(reader.peer, message, after=lease.position))
+
+
+def _within(pieces: list[Piece], start: int, limit: int) -> list[Piece]:
+    """Return the pieces from `start` on that fit into a push, at least one."""
+    taken: list[Piece] = []
+    size = 0
+    for index in range(start, min(len(pieces), start + _PUSH_PIECES)):
+        size += len(pieces[index].text)
+        if taken and size > limit:
+            break
+        taken.append(pieces[index])
+    return taken
 
 
 def _sent(reader: TextReader, message: Text) -> None:
@@ -414,6 +444,7 @@ def text_loaded(state: BrokerState, out: Out, session: Session, request: ReadTex
     if job is None or not _may_read(session, job.user):
         _finish_reader(state, out, session, reader, [])
         return
+    before = (reader.attempt, reader.piece)
     for text in answer.texts:
         if text.attempt < reader.attempt:
             continue
@@ -428,7 +459,8 @@ def text_loaded(state: BrokerState, out: Out, session: Session, request: ReadTex
         _sent(reader, message)
         out.append(Send(reader.peer, message, after=state.position))
     if is_open:
-        _push_text(state, out, reader, {})
+        if (reader.attempt, reader.piece) != before:
+            _push_text(state, out, reader, {})
     elif answer.more or State(job.state) not in FINAL:
         if reader.credit_bytes > 0:
             _fetch_text(state, out, reader)
@@ -481,7 +513,8 @@ def subscribe(state: BrokerState, out: Out, session: Session, command: Subscribe
     state.subscribers[session.peer] = None
     if command.cursor < 0 and command.since_ms:
         context = Context(session.peer, command)
-        request = ReadEvents(context, command.subscription_id, -1, command.since_ms, 0)
+        since_ms = min(max(command.since_ms, 0), 1 << 52)
+        request = ReadEvents(context, command.subscription_id, -1, since_ms, 0)
         subscription.fetching = request
         out.append(Read(request, state.position))
         return

@@ -5,14 +5,14 @@ from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs
+from lmq_broker.core import jobs, readers
 from lmq_broker.core.chronicle import Out, put, tell
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
 from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.records import MetaSet, StoredJob
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import BrokerState, Job, Key, Lease, TextLog
+from lmq_broker.core.state import BrokerState, Job, Key, Lease
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.workers import KNOWN_MODELS
 from lmq_proto.events import Kind
@@ -52,7 +52,7 @@ class Memory(msgspec.Struct, frozen=True):
     keys: Iterable[StoredKey]
     tombstones: Iterable[tuple[bytes, int]]
     stored_text: dict[int, tuple[int, int]]
-    """Number of a leased job -> (attempt, last piece on disk)."""
+    """Number of an open job -> (attempt, last piece of its text on disk)."""
     last_number: int
     last_order: int
     last_seq: int
@@ -127,20 +127,20 @@ def _reopen(state: BrokerState, stored: StoredJob, memory: Memory, now: Now) -> 
     intern = state.names.setdefault
     job.queue, job.task_type = intern(job.queue, job.queue), intern(job.task_type, job.task_type)
     job.user = type(job.user)(intern(job.user, job.user))
+    job.text_attempt, job.text_last = memory.stored_text.get(job.number, (0, 0))
     state.jobs[job.id] = job
     jobs.admit(state, job, now)
     if job.state is State.LEASED:
-        job.lease = _lease_in_doubt(state, job, memory, now)
+        job.lease = _lease_in_doubt(state, job, now)
 
 
-def _lease_in_doubt(state: BrokerState, job: Job, memory: Memory, now: Now) -> Lease:
+def _lease_in_doubt(state: BrokerState, job: Job, now: Now) -> Lease:
     """Return the lease that the journal names, until a worker takes it up or nobody does."""
     lease = Lease(
         job=job, epoch=job.epoch, attempt=job.attempt, worker=WorkerName(job.worker), instance_id="",
         granted_ms=now.mono_ms, deadline_ms=0, position=0,
     )  # fmt: skip
-    attempt, last = memory.stored_text.get(job.number, (0, 0))
-    if attempt == job.attempt:
-        lease.text = TextLog(first=last + 1, stored=last)
+    if job.text_attempt == job.attempt:
+        lease.text = readers.log_of(job)
     state.orphans[job.id, job.epoch, job.attempt] = lease
     return lease

@@ -7,7 +7,8 @@ from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Identity, Session
 from lmq_broker.core.stimuli import Credential, Now, Received
 from lmq_proto import bounds
-from lmq_proto.errors import BadField, LmqError, NotAllowed, UpgradeRequired
+from lmq_proto.codec import verb_of
+from lmq_proto.errors import BadField, LmqError, NotAllowed, ProtocolError, UpgradeRequired
 from lmq_proto.ids import InstanceId, PeerId
 from lmq_proto.messages import FromPeer, Heartbeat, Hello, Welcome
 
@@ -19,6 +20,9 @@ def hello(state: BrokerState, out: Out, stimulus: Received, command: Hello, now:
     peer = stimulus.peer
     try:
         protocol = agreed_protocol(command.protocol_oldest, command.protocol_newest)
+        here = state.sessions.get(peer)
+        if here is not None and here.worker is not None:
+            raise ProtocolError(f"this connection is that of worker {here.worker}")
         who = identify(state, stimulus.credential, command.user, command)
         if peer not in state.sessions and len(state.sessions) >= state.settings.sessions:
             raise full(state, now, "sessions", len(state.sessions), state.settings.sessions)
@@ -69,7 +73,7 @@ def identify(state: BrokerState, credential: Credential, claim: str, command: Fr
         name = credential.account or claim or "local"
         who = Identity(name, claim or name, state.settings.open_role)
     if not may(who.role, type(command)):
-        raise NotAllowed(type(command).__name__.lower(), who.role)
+        raise NotAllowed(verb_of(command), who.role)
     return who
 
 
@@ -119,7 +123,7 @@ def gone(state: BrokerState, peer: PeerId, now: Now) -> None:
     if worker is None:
         forget(state, peer)
     elif not worker.gone_ms:
-        worker.gone_ms = now.mono_ms
+        worker.gone_ms = max(1, now.mono_ms)
         state.fleet_version += 1
 
 

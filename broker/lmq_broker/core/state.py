@@ -53,6 +53,9 @@ class Job(msgspec.Struct, gc=False):
     failures: int = 0
     worker: str = ""
     model: str = ""
+    text_attempt: int = 0
+    text_last: int = 0
+    """The last piece of that attempt's text that has a journal record."""
     lease: "Lease | None" = None
     ready_since_ms: int = 0
     """Monotonic."""
@@ -119,8 +122,6 @@ class Instance(msgspec.Struct):
     ours: bool
     model: str
     leased: int = 0
-    alone: bool = False
-    """A suspect runs here: nothing else may start."""
 
 
 class Worker(msgspec.Struct):
@@ -151,6 +152,8 @@ class Worker(msgspec.Struct):
     """Journal position of its `enlisted`: work and loads are sent after it."""
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)
     leases: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    alone: bool = False
+    """A suspect runs here: nothing else may start, so that its crash is known to be its own."""
     loading: str = ""
     """Model or instance that a `load` or `unload` is under way for."""
     command_id: int = 0

@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from lmq_broker.core import commands, leases, models, workers
+from lmq_broker.core import commands, fields, leases, models, workers
 from lmq_broker.core.chronicle import Out, channel, refuse, reply
 from lmq_broker.core.effects import Publish, Read
 from lmq_broker.core.reads import (
@@ -136,6 +136,7 @@ def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs)
         refuse(state, out, session.peer, command.request_id, error)
         return
     try:
+        fields.check_within("after", command.after, 0, 1 << 62)
         commands.check_match(command.match)
     except BadField as error:
         refuse(state, out, session.peer, command.request_id, error)

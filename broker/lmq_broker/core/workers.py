@@ -7,7 +7,14 @@ from lmq_broker.core.records import MetaSet
 from lmq_broker.core.state import BrokerState, Instance, Session, Worker
 from lmq_broker.core.stimuli import Now, Received
 from lmq_proto import bounds
-from lmq_proto.errors import BadField, EndpointTaken, ErrorInfo, LmqError, UpgradeRequired
+from lmq_proto.errors import (
+    BadField,
+    EndpointTaken,
+    ErrorInfo,
+    LmqError,
+    ProtocolError,
+    UpgradeRequired,
+)
 from lmq_proto.events import Kind
 from lmq_proto.ids import InstanceId, PeerId, WorkerName
 from lmq_proto.messages import (
@@ -40,6 +47,9 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
         protocol = sessions.agreed_protocol(command.protocol_oldest, command.protocol_newest)
         _check(command)
         who = sessions.identify(state, stimulus.credential, "", command)
+        here = state.sessions.get(peer)
+        if here is not None and here.worker not in (None, command.name):
+            raise ProtocolError(f"this connection is that of worker {here.worker}")
         worker = _admit(state, out, command, now)
     except (LmqError, UpgradeRequired) as error:
         refuse(state, out, peer, command.request_id, error)
@@ -105,14 +115,16 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
         EndpointTaken: a living worker has this endpoint or this name.
     """
     for other in list(state.workers.values()):
-        if other.instance == command.instance or (
-            other.name != command.name and other.endpoint != command.endpoint
-        ):
+        same_process = other.instance == command.instance
+        if same_process and other.name == command.name:
             continue
-        if other.peer is not None and not other.gone_ms and other.instance != command.replaces:
+        if not same_process and other.name != command.name and other.endpoint != command.endpoint:
+            continue
+        lives = other.peer is not None and not other.gone_ms
+        if lives and not same_process and other.instance != command.replaces:
             raise EndpointTaken(command.endpoint, other.name, 2.0)
         error = ErrorInfo("worker_died", f"worker {other.name} died and was started again", retryable=True)
-        part(state, out, other, now, error, crashed=True)
+        part(state, out, other, now, error, crashed=not same_process)
     worker = state.workers.get(command.name)
     if worker is not None and worker.instance == command.instance:
         return worker
@@ -213,7 +225,7 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
             lease.instance_id = instance.id
         if instance is not None:
             instance.leased += 1
-            instance.alone = instance.alone or (lease.job.past.suspect and not lease.stopping)
+    worker.alone = any(lease.job.past.suspect for lease in worker.leases.values())
     for name, instance in worker.instances.items():
         if name not in old:
             worker.memory_full = False

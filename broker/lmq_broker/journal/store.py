@@ -142,10 +142,10 @@ class Journal:
 
 
 def _stored_text(connection: sqlite3.Connection) -> dict[int, tuple[int, int]]:
-    """Return, for leased jobs, the last piece of text that is on disk."""
+    """Return, for open jobs, the last piece of their attempt's text that is on disk."""
     rows = connection.execute(
         "SELECT texts.number, texts.attempt, max(texts.last) FROM texts JOIN jobs ON jobs.number = texts.number"
-        " AND jobs.attempt = texts.attempt WHERE jobs.state = 'leased' GROUP BY texts.number, texts.attempt"
+        " AND jobs.attempt = texts.attempt WHERE jobs.finished_at_ms = 0 GROUP BY texts.number, texts.attempt"
     )
     return {number: (attempt, last) for number, attempt, last in rows}
 

@@ -38,7 +38,7 @@ from lmq_broker.core.records import (
 )
 from lmq_broker.core.recover import Memory, StoredKey
 from lmq_proto.messages import Piece
-from lmq_proto.states import FINAL, State
+from lmq_proto.states import FINAL
 
 if TYPE_CHECKING:
     from lmq_broker.core.reads import ReadReply, ReadRequest
@@ -157,7 +157,6 @@ class FakeJournal:
         stored = {
             job.number: (job.attempt, len(self.texts.get(job.number, {}).get(job.attempt, [])))
             for job in open_jobs
-            if job.state == State.LEASED
         }
         return Memory(
             meta=dict(self.meta), open_jobs=open_jobs,

@@ -5,9 +5,28 @@ from __future__ import annotations
 import pytest
 
 from lmq_broker.core.effects import Read
-from lmq_broker.core.reads import EventsReply, ReadEvents
+from lmq_broker.core.reads import EventsReply, ReadEvents, ReadText
 from lmq_broker.core.settings import Settings
-from lmq_proto.messages import Enlisted, Finished, HostLoad, LeaseRef, Stop, Subscribe, Target, Update
+from lmq_proto.messages import (
+    Drain,
+    Enlist,
+    Enlisted,
+    ErrorReply,
+    Finished,
+    FollowText,
+    Held,
+    HostLoad,
+    JobFilter,
+    LeaseRef,
+    ListJobs,
+    Pause,
+    PhaseReport,
+    Phases,
+    Stop,
+    Subscribe,
+    Target,
+    Update,
+)
 from lmq_proto.states import State
 from unit.broker.builders import (
     EPOCH,
@@ -15,6 +34,7 @@ from unit.broker.builders import (
     held,
     idle,
     instance,
+    instance_of,
     job_id,
     only,
     outcomes,
@@ -103,3 +123,83 @@ def test_a_lease_that_was_stopping_when_its_worker_came_back_is_stopped_and_its_
     assert not started(broker.turn(), "w1")
     broker.reports("w1", "a", "stopped", attempt=1, epoch=EPOCH)
     assert started(broker.turn(), "w1") == ["b"]
+
+
+def test_a_draining_queue_finishes_what_it_holds() -> None:
+    broker = a_broker(jobs=[ready("a")], workers=[idle("w1")])
+    broker.says("ann", Drain(request_id=1, noun="queue", name="default"))
+    assert started(broker.turn(), "w1") == ["a"]
+
+
+def test_a_workers_connection_stays_a_workers() -> None:
+    broker = a_broker(jobs=[ready("a")], workers=[idle("w1")])
+    enlist = idle("w2")
+    fields = {name: getattr(enlist, name) for name in enlist.__struct_fields__}
+    refused = sent(broker.says("w1", Enlist(**fields)), "w1", ErrorReply)
+    assert [each.error.code for each in refused] == ["protocol_error"]
+    assert started(broker.turn(), "w1") == ["a"]
+
+
+def test_a_process_that_takes_another_name_leaves_its_old_one() -> None:
+    broker = a_broker(workers=[idle("w1")])
+    enlist = idle("w2")
+    fields = {name: getattr(enlist, name) for name in enlist.__struct_fields__}
+    broker.says("elsewhere", Enlist(**(fields | {"instance": instance_of("w1")})))
+    assert broker.at("w1").peer is None
+    assert broker.at("w2").peer is not None
+
+
+def test_a_job_that_was_never_leased_cannot_be_taken_up() -> None:
+    broker = a_broker(jobs=[ready("a")])
+    claim = Held(job_id=job_id("a"), epoch=0, attempt=0)
+    assert sent(broker.worker(idle("w1", held=[claim])), "w1", Enlisted)[0].stop == [claim]
+
+
+def test_text_that_begins_behind_a_hole_is_not_taken() -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    broker.says("ann", FollowText(request_id=1, job_id=job_id("a")))
+    broker.writes("w1", "a", 5, "late")
+    assert not [read for read in only(broker.turn(), Read) if isinstance(read.request, ReadText)]
+
+
+def test_a_job_beside_one_that_is_being_stopped_is_not_alone_when_the_worker_dies() -> None:
+    broker = a_broker(jobs=[running("a"), running("b")], workers=[idle("w1", slots=2)])
+    broker.cancel("ann", "b")
+    broker.breaks("w1")
+    broker.pass_time(4000, hearing=["ann"])
+    assert broker.job("a").past.strikes == 0
+    assert broker.job("a").past.suspect
+
+
+def test_a_suspect_is_alone_at_its_worker_so_that_the_workers_death_is_its_own() -> None:
+    both = [instance("i1", slots=1), instance("i2", slots=1)]
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1", instances=both)])
+    broker.reports("w1", "a", "crash", shared=True)
+    broker.submit("ann", spec("b"))
+    assert started(broker.turn(1), "w1") == ["a"]
+    broker.breaks("w1")
+    broker.pass_time(4000, hearing=["ann"])
+    assert broker.job("a").past.strikes == 1
+
+
+def test_progress_that_is_no_number_is_none() -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    report = PhaseReport(job_id=job_id("a"), attempt=1, phase="writing", progress=float("nan"))
+    broker.says("w1", Phases(leases=[report]))
+    lease = broker.job("a").lease
+    assert lease is not None
+    assert lease.progress == 0.0
+
+
+def test_what_is_refused_is_named_by_its_verb() -> None:
+    broker = a_broker(clients=["ann"])
+    broker.role("ann", "worker")
+    refused = sent(broker.says("ann", ListJobs(request_id=1, match=JobFilter())), "ann", ErrorReply)
+    assert refused[0].error.fields["verb"] == "list"
+
+
+def test_an_error_does_not_repeat_a_huge_value() -> None:
+    broker = a_broker(clients=["ann"])
+    pause = Pause(request_id=1, noun="queue", name="q", reason="r" * 3_000_000)
+    refused = sent(broker.says("ann", pause), "ann", ErrorReply)
+    assert len(str(refused[0].error)) < 1000

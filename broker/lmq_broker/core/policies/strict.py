@@ -206,14 +206,14 @@ def _fits(instance: Instance, lane: Lane) -> bool:
 def _most_room(
     places: list[Instance], fleet: Fleet, *, alone: bool, spared: Worker | None
 ) -> Instance | None:
-    """Return the instance with most free slots, or None; a suspect needs one on which nothing runs."""
+    """Return the instance with most free slots, or None; a suspect needs a worker at which nothing runs."""
     best = None
     most = 0
     for instance in places:
         worker = instance.worker
-        if instance.alone or worker is spared or worker.peer is None or worker.name in fleet.held_workers:
+        if worker.alone or worker is spared or worker.peer is None or worker.name in fleet.held_workers:
             continue
-        if alone and instance.leased:
+        if alone and worker.leases:
             continue
         free = instance.slots - instance.leased
         limit = worker.capacity.slots
