@@ -77,7 +77,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     over = len(state.finished) - state.settings.jobs_kept
     if state.host.journal_bytes > state.settings.journal_bytes:
         over = max(over, min(len(state.finished), state.settings.retention_step))
-    nobody = Context(PeerId(b""))
+    nobody = Context(PeerId(b""), None, state.position)
     if over > 0:
         oldest = iter(state.finished)
         ids = [next(oldest) for _ in range(min(over, state.settings.retention_step))]
@@ -87,9 +87,10 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     state.retention_reading = True
 
 
-def retire(state: BrokerState, out: Out, answer: JobsReply, now: Now) -> None:
+def retire(state: BrokerState, out: Out, answer: JobsReply, position: int, now: Now) -> None:
     """Delete final jobs whose time is over; go on at once while there are more."""
     state.retention_reading = False
-    jobs.delete(state, out, answer.jobs, now, by="retention")
+    gone = [job for job in answer.jobs if state.reopened.get(job.id, 0) <= position]
+    jobs.delete(state, out, gone, now, by="retention")
     if len(answer.jobs) >= state.settings.retention_step:
         state.next_retention_ms = now.mono_ms

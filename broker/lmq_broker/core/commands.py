@@ -71,7 +71,7 @@ def act(state: BrokerState, out: Out, session: Session, command: JobCommand, now
     except LmqError as error:
         refuse(state, out, session.peer, command.request_id, error)
         return
-    context = Context(session.peer, command)
+    context = Context(session.peer, command, state.position)
     if target.match is not None:
         wanted = [
             str(each) for each in (FINAL if isinstance(command, Retry | Delete) else set(State) - FINAL)
@@ -109,10 +109,15 @@ def act_on_loaded(
     session: Session,
     command: JobCommand,
     reply_: JobsReply | ListReply,
+    position: int,
     now: Now,
 ) -> None:
-    """Go on with a command on jobs for which the journal had to be read."""
+    """Go on with a command on jobs for which the journal had to be read; ask again for what it shows no more."""
     stored = {job.id: job for job in reply_.jobs}
+    unread = (job_id for job_id in command.target.job_ids if job_id in state.finished and job_id not in stored)
+    if any(state.reopened.get(job_id, 0) > position for job_id in stored) or any(unread):
+        act(state, out, session, command, now)
+        return
     if isinstance(reply_, ListReply):
         _carry_out(state, out, session, command, list(stored), stored, now, more=reply_.more)
     else:
@@ -228,6 +233,7 @@ def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) 
     jobs.admit(state, job, now)
     put(state, out, ResultDropped(job.number))
     save(state, out, job)
+    state.reopened[job.id] = state.position
     tell(state, now, Kind.RETRIED, job, detail={"by": by})
 
 

@@ -227,6 +227,7 @@ def delete(state: BrokerState, out: Out, gone: list[StoredJob], now: Now, *, by:
         if state.finished.pop(stored.id, None) is None:
             continue
         numbers.append(stored.number)
+        state.reopened.pop(stored.id, None)
         state.tombstones[JobId(stored.id)] = until_ms
         tell(state, now, Kind.DELETED, from_stored(stored), detail={"by": by})
         readers.job_deleted(state, out, stored.id)

@@ -6,6 +6,7 @@ from lmq_broker.core import clocks, commands, holds, leases, readers, sessions, 
 from lmq_broker.core.chronicle import Out, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
+    Context,
     CopyReply,
     EndsReply,
     EventsReply,
@@ -228,7 +229,7 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
     context = request.context
     if not context.peer:
         assert isinstance(answer, JobsReply)
-        clocks.retire(state, out, answer, now)
+        clocks.retire(state, out, answer, context.position, now)
         return
     session = state.sessions.get(context.peer)
     if session is None:
@@ -244,7 +245,7 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
             assert isinstance(request, ReadEvents)
             readers.events_loaded(state, out, session, request, answer)
         case JobsReply() | ListReply():
-            _jobs_loaded(state, out, session, command, answer, now)
+            _jobs_loaded(state, out, session, context, answer, now)
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer)
@@ -259,11 +260,12 @@ def _jobs_loaded(
     state: BrokerState,
     out: Out,
     session: Session,
-    command: FromPeer | None,
+    context: Context,
     answer: JobsReply | ListReply,
     now: Now,
 ) -> None:
     """Go on with a command for which jobs were read."""
+    command = context.command
     match command:
         case Status():
             assert isinstance(answer, JobsReply)
@@ -275,7 +277,7 @@ def _jobs_loaded(
             assert isinstance(answer, JobsReply)
             views.why_loaded(state, out, session, command, answer)
         case Cancel() | Retry() | Delete() | Update():
-            commands.act_on_loaded(state, out, session, command, answer, now)
+            commands.act_on_loaded(state, out, session, command, answer, context.position, now)
         case _:
             raise AssertionError(f"nothing reads jobs for {type(command).__name__}")
 

@@ -16,6 +16,8 @@ class Context(msgspec.Struct, frozen=True):
 
     peer: PeerId = PeerId(b"")
     command: FromPeer | None = None
+    position: int = 0
+    """Journal position at the question: the answer may not show what was opened again later."""
 
 
 class ReadJobs(msgspec.Struct, frozen=True):

@@ -285,6 +285,8 @@ class BrokerState(msgspec.Struct):
     """Deleted jobs: id -> wall time until which the id is remembered."""
     keys: dict[tuple[str, str], Key] = msgspec.field(default_factory=dict)
     keys_of_finished: dict[bytes, tuple[str, str]] = msgspec.field(default_factory=dict)
+    reopened: dict[bytes, int] = msgspec.field(default_factory=dict)
+    """Jobs that were retried since the start and are not deleted: id -> journal position of the last time."""
     last_number: int = 0
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
