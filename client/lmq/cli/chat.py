@@ -14,7 +14,7 @@ from lmq.cli.errors import Failure, Status
 from lmq.cli.humane import short
 from lmq.cli.params import MODEL, job_options, options_of
 from lmq.cli.places import remember_last
-from lmq.cli.reading import print_text
+from lmq.cli.reading import Shown, print_text
 from lmq.errors import LmqError
 
 if TYPE_CHECKING:
@@ -66,22 +66,23 @@ def command(session: Session, /, text: tuple[str, ...], reasoning: bool, detach:
 
 
 def _converse(session: Session, client: BrokerPort, job: JobPort, *, reasoning: bool) -> None:
+    shown = Shown()
     try:
-        print_text(session, job, reasoning=reasoning)
+        print_text(session, job, reasoning=reasoning, shown=shown)
         if session.json:
             session.emit({"job": job.id, "result": cli.jsonable(job.result())})
     except KeyboardInterrupt:
-        raise Failure(_cancelled(job), Status.INTERRUPTED) from None
+        raise Failure(_cancelled(job, shown), Status.INTERRUPTED) from None
 
 
-def _cancelled(job: JobPort) -> str:
+def _cancelled(job: JobPort, shown: Shown) -> str:
     """Cancel a job and return the sentence that says so."""
     name = short(job.id)
     try:
         job.cancel()
     except LmqError as error:
         return f"left; {name} could not be cancelled: {error.message}"
-    return f"cancelled {name}; the text so far stays: lmq stream {name}"
+    return f"cancelled {name}" + (f"; the text so far stays: lmq stream {name}" if shown.any_text else "")
 
 
 def prompt_of(words: tuple[str, ...]) -> str:

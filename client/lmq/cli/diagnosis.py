@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmq.cli.humane import count, duration, size
+from lmq.cli.humane import count, duration, held, size
 
 if TYPE_CHECKING:
-    from lmq import HealthReply, JobStatus, ModelView, WorkerView
+    from lmq import HealthReply, JobStatus, ModelView, QueueView, WorkerView
     from lmq.cli.endpoint import Endpoint
 
 SMALL_CONTEXT_TOKENS = 4096
@@ -43,7 +43,7 @@ class Facts:
         needs_upgrade: it speaks no protocol of ours.
         health: its own facts.
         other_brokers: addresses of this machine where another broker answers.
-        workers, models: as the broker lists them.
+        queues, workers, models: as the broker lists them.
         waiting: jobs that are ready, the oldest first.
         local: what is at LM Studio's usual address on this machine.
         version: of this client.
@@ -55,6 +55,7 @@ class Facts:
     needs_upgrade: bool = False
     health: HealthReply | None = None
     other_brokers: list[str] = field(default_factory=list)
+    queues: list[QueueView] = field(default_factory=list)
     workers: list[WorkerView] = field(default_factory=list)
     models: list[ModelView] = field(default_factory=list)
     waiting: list[JobStatus] = field(default_factory=list)
@@ -70,7 +71,7 @@ def diagnose(facts: Facts) -> list[Finding]:
     found = [_broker_is_up(facts, facts.health)]
     for look in (_second_broker, _versions, _clock, _disk, _room):
         found += look(facts, facts.health)
-    for look_at in (_workers, _endpoints, _instances, _missing_models, _local_endpoint):
+    for look_at in (_queues, _workers, _endpoints, _instances, _missing_models, _local_endpoint):
         found += look_at(facts)
     return found
 
@@ -158,13 +159,22 @@ def _room(facts: Facts, health: HealthReply) -> Iterator[Finding]:
         )
 
 
+def _queues(facts: Facts) -> Iterator[Finding]:
+    for queue in facts.queues:
+        if queue.hold is not None and queue.ready and queue.hold.kind == "pause":
+            waits = f"{count(queue.ready, 'job')} {'waits' if queue.ready == 1 else 'wait'} there"
+            cure = f"lmq queues resume {queue.name}"
+            yield Finding("advice", f"queue {queue.name} is {held(queue.hold)}; {waits}", cure)
+
+
 # --- workers and endpoints -------------------------------------------------------------------------------------------
 
 
 def _workers(facts: Facts) -> Iterator[Finding]:
     alive = [worker for worker in facts.workers if worker.state not in ("gone", "silent")]
     if not alive:
-        waiting = f"; {count(len(facts.waiting), 'job')} wait" if facts.waiting else ""
+        verb = "waits" if len(facts.waiting) == 1 else "wait"
+        waiting = f"; {count(len(facts.waiting), 'job')} {verb}" if facts.waiting else ""
         local = facts.local is not None and facts.local.kind
         cure = "lmq up" if local else "lmq worker --endpoint http://HOST:1234"
         yield Finding("fault", f"no worker is connected{waiting}", cure)

@@ -71,7 +71,7 @@ def gather(session: Session, endpoint: str) -> tuple[Facts, LmqError | None]:
         with session.client() as client:
             health = client.health()
             facts = Facts(
-                url=client.url, health=health, workers=client.workers(), models=client.models(),
+                url=client.url, health=health, queues=client.queues(), workers=client.workers(), models=client.models(),
                 waiting=client.jobs(states=["ready"], limit=WAITING_LOOKED_AT, oldest_first=True), local=local,
                 version=__version__, now_ms=now_ms(),
             )  # fmt: skip
@@ -89,7 +89,7 @@ def _other_brokers(session: Session, url: str, broker_id: bytes) -> list[str]:
         if other == url:
             continue
         try:
-            with replace(session, url=other).client() as client:
+            with replace(session, url=other, connect_timeout_s=cli.PROBE_TIMEOUT_S).client() as client:
                 if client.health().broker_id != broker_id:
                     found.append(other)
         except LmqError:

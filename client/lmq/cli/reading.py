@@ -22,10 +22,18 @@ PATIENCE_S = 1.0
 """Silence after which a person is told where the job is."""
 
 
-def print_text(session: Session, job: JobPort, *, reasoning: bool = False) -> None:
+def print_text(
+    session: Session, job: JobPort, *, reasoning: bool = False, shown: Shown | None = None
+) -> None:
     """Print a job's text until its end, as it is written.
 
     The text goes to stdout; all that is about it goes to stderr. With `--json` each piece is a line.
+
+    Args:
+        session: how to print.
+        job: whose text.
+        reasoning: show the model's reasoning, too.
+        shown: keeps what was printed, for who wants to know if this is broken off.
 
     Raises:
         JobDead, JobCancelled, JobExpired: the job ended so, after the text there was.
@@ -33,12 +41,12 @@ def print_text(session: Session, job: JobPort, *, reasoning: bool = False) -> No
     status = StatusLine(session)
     feeds = Feeds()
     feeds.add("text", job.pieces(restart="continue"))
-    shown = Shown()
+    shown = shown or Shown()
     try:
         while True:
             item = feeds.get(None if shown.any_text else PATIENCE_S)
             if item is None:
-                status.show(lambda: where(job.status()))
+                status.show(lambda: situation(job))
                 continue
             if item.is_end:
                 if item.error is not None:
@@ -121,6 +129,9 @@ def _print_piece(session: Session, shown: Shown, piece: Piece | Restart, *, reas
         click.echo(click.style(clean(piece.text), dim=True), nl=False, err=True)
 
 
-def tell_submitted(session: Session, job: JobPort) -> None:
-    """Say under which name a job can be found again."""
-    session.note(f"job {short(job.id)}")
+def situation(job: JobPort) -> str:
+    """Return what a job waits for, or what it does."""
+    answer = job.why()
+    if answer.status.state == "leased" or not answer.reasons:
+        return clean(f"{short(job.id)}: {where(answer.status)}")
+    return clean(f"{short(job.id)} waits: {answer.reasons[0].text}")

@@ -11,7 +11,7 @@ import click
 from lmq.cli import session as cli
 from lmq.cli.children import daemon_words, needs_daemon
 from lmq.cli.errors import Failure, Status
-from lmq.errors import NotReachable
+from lmq.cli.up import running_broker
 
 if TYPE_CHECKING:
     from lmq.cli.session import Session
@@ -29,19 +29,11 @@ def command(session: Session, backup: Path, data: str | None) -> None:
     """Put a backup in the place of the journal. The broker must not run; the old journal is kept beside it."""
     needs_daemon("broker")
     if data is None:
-        _refuse_while_running(session)
+        url = running_broker(session)
+        if url:
+            raise Failure(f"a broker runs at {url}; stop it first", Status.FAILED)
     session.confirm(f"put {backup} in the place of the journal?")
     words = [*daemon_words("broker"), *(["--data", data] if data else []), "restore", str(backup.absolute())]
     ended = subprocess.run(words, check=False)
     if ended.returncode:
         raise Failure("nothing was restored", Status.FAILED)
-
-
-def _refuse_while_running(session: Session) -> None:
-    try:
-        with session.client() as client:
-            client.health()
-            url = client.url
-    except NotReachable:
-        return
-    raise Failure(f"a broker runs at {url}; stop it first", Status.FAILED)

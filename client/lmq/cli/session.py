@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 3.0
 """A local broker answers within milliseconds, one across an office in well under a second."""
+PROBE_TIMEOUT_S = 1.0
+"""For a look whether there is a broker at all, on this machine."""
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Session:
         json: answer in JSON.
         quiet: leave out what only explains.
         yes: do not ask back.
+        connect_timeout_s: how long the first contact may take.
         connect: makes the client; tests put their own here.
     """
 
@@ -44,6 +47,7 @@ class Session:
     json: bool = False
     quiet: bool = False
     yes: bool = False
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
     connect: Callable[[Session], BrokerPort] | None = None
 
     @contextmanager
@@ -87,10 +91,10 @@ def connect(session: Session) -> BrokerPort:
     """Return a client for the broker that the options or the configuration name."""
     from lmq import Client
 
-    return cast(
-        "BrokerPort",
-        Client(session.url or None, as_user=session.as_user or None, connect_timeout_s=CONNECT_TIMEOUT_S),
+    client = Client(
+        session.url or None, as_user=session.as_user or None, connect_timeout_s=session.connect_timeout_s
     )
+    return cast("BrokerPort", client)
 
 
 def jsonable(value: object) -> Any:

@@ -64,7 +64,7 @@ def command(session: Session, endpoint: str | None, simulator: bool, data: str |
 def running_broker(session: Session) -> str:
     """Return the address of a broker that answers; empty if none does."""
     try:
-        with session.client() as client:
+        with replace(session, connect_timeout_s=cli.PROBE_TIMEOUT_S).client() as client:
             client.health()
             return client.url
     except NotReachable:

@@ -68,6 +68,7 @@ def test_ctrl_c_in_chat_cancels_the_job(lmq: Lmq) -> None:
     _, said = chat.communicate(timeout=20)
     assert chat.returncode == 130
     assert "cancelled" in said
+    assert "the text so far stays: lmq stream" in said
     assert lmq.run("wait", "@last").stdout.split()[1] == "cancelled"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lmq import InstanceInfo, ModelView, WorkerView
+from lmq import InstanceInfo, ModelView, QueueView, WorkerView
 from lmq.cli.diagnosis import Facts, Finding, diagnose
 from lmq.cli.endpoint import Endpoint
 from lmq_proto.messages import Breaker, Capacity, Hold
@@ -65,7 +65,7 @@ def test_a_second_broker() -> None:
 @pytest.mark.parametrize("workers", [[], [a_worker(state="gone")]])
 def test_no_worker(workers: list[WorkerView]) -> None:
     found = wrong(replace(WELL, workers=workers, waiting=[a_job()]))
-    assert found[0] == Finding("fault", "no worker is connected; 1 job wait", "lmq up")
+    assert found[0] == Finding("fault", "no worker is connected; 1 job waits", "lmq up")
 
 
 def test_the_endpoint_is_down() -> None:
@@ -153,6 +153,15 @@ def test_a_paused_worker_is_named_with_the_one_who_paused_it() -> None:
     worker = a_worker(state="paused", hold=Hold(kind="pause", by="tom", since_ms=0))
     found = only(replace(WELL, workers=[worker]))
     assert (found.text, found.cure) == ("worker gpu-1 is paused by tom", "lmq workers resume gpu-1")
+
+
+def test_a_paused_queue_with_jobs_is_named() -> None:
+    hold = Hold(kind="pause", by="tom", since_ms=0, reason="new data")
+    paused = QueueView(name="night", ready=2, hold=hold)
+    found = only(replace(WELL, queues=[paused]))
+    assert found.text == "queue night is paused by tom (new data); 2 jobs wait there"
+    assert found.cure == "lmq queues resume night"
+    assert wrong(replace(WELL, queues=[QueueView(name="night", hold=hold)])) == []
 
 
 def test_a_worker_that_is_silent_or_a_queue_that_is_full() -> None:

@@ -95,7 +95,7 @@ def test_garbage_gets_a_sentence_and_never_a_traceback(words: tuple[str, ...], g
 
 
 def test_an_unknown_command_names_the_one_that_was_meant() -> None:
-    ended = run(NoBroker(), "lits")
+    ended = run(NoBroker(), "listt")
     assert ended.exit_code == 2
     assert "did you mean list?" in ended.stderr
 

@@ -92,7 +92,7 @@ def test_ctrl_c_in_chat_cancels_and_says_so() -> None:
     ended = run(broker, "chat", "x")
     assert ended.exit_code == 130
     assert ("cancel", ID_A) in broker.did
-    assert "cancelled JZ6EB6; the text so far stays: lmq stream JZ6EB6" in ended.stderr
+    assert "lmq: cancelled JZ6EB6" in ended.stderr
 
 
 def test_a_job_that_dies_is_status_1_after_the_text_there_was() -> None:

@@ -70,9 +70,7 @@ def _set_up(stage: Stage, screen: Screen, *, simulator: bool) -> None:
     screen.tell("starting a broker and a worker of their own, in a folder of their own")
     stage.find_model_server(simulate=simulator)
     if stage.is_simulated:
-        screen.tell(
-            f"no LM Studio with a loaded model at localhost:1234: simulating one at {stage.endpoint.url}"
-        )
+        screen.tell("no LM Studio with a loaded model at localhost:1234: simulating one")
     else:
         screen.tell(f"LM Studio at {stage.endpoint.url}, model {stage.endpoint.llms[0]}")
     stage.start_broker()

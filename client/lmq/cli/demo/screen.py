@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lmq.cli.demo.score import Score
 
 JOBS_SHOWN = 9
+OTHER_LINES = 22
+"""Lines of the screen that are no jobs: title, users, answer, news, and what stands between them."""
 ANSWER_LINES = 4
 NEWS_SHOWN = 5
 REDRAWS_PER_S = 8
@@ -130,13 +132,13 @@ class LiveScreen:
     def draw(self) -> None:
         from rich.text import Text
 
-        text = "\n".join(lines_of(self._scene))
+        text = "\n".join(lines_of(self._scene, self._live.console.height))
         colored = click.get_current_context().color is not False
         self._live.update(Text.from_ansi(text if colored else click.unstyle(text), no_wrap=True))
 
 
-def lines_of(scene: Scene) -> list[str]:
-    """Return the whole screen."""
+def lines_of(scene: Scene, height: int) -> list[str]:
+    """Return the whole screen; where it is low, fewer jobs are shown."""
     total = len(scene.score.jobs) or 1
     ended = scene.score.ended
     lines = [
@@ -147,7 +149,7 @@ def lines_of(scene: Scene) -> list[str]:
     if scene.users:
         lines += [*user_table(scene), ""]
     if scene.open_jobs:
-        lines += [*job_table(scene.open_jobs[:JOBS_SHOWN]), ""]
+        lines += [*job_table(scene.open_jobs[: min(JOBS_SHOWN, max(2, height - OTHER_LINES))]), ""]
     if scene.asked:
         shown = wrapped(scene.answer).split("\n")[-ANSWER_LINES:]
         lines += [click.style(scene.asked, bold=True), *shown, ""]
