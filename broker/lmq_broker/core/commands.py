@@ -114,8 +114,9 @@ def act_on_loaded(
 ) -> None:
     """Go on with a command on jobs for which the journal had to be read; ask again for what it shows no more."""
     stored = {job.id: job for job in reply_.jobs}
-    unread = (job_id for job_id in command.target.job_ids if job_id in state.finished and job_id not in stored)
-    if any(state.reopened.get(job_id, 0) > position for job_id in stored) or any(unread):
+    finished = [job_id for job_id in command.target.job_ids if job_id in state.finished]
+    is_old = any(state.reopened.get(job_id, 0) > position for job_id in stored)
+    if is_old or any(job_id not in stored for job_id in finished):
         act(state, out, session, command, now)
         return
     if isinstance(reply_, ListReply):
