@@ -51,9 +51,7 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 QUEUES = ("default", "slow", "queries")
-_TICK_MS = 500
-_RESEND_MS = 3000
-_UNHEARD_OF = "unheard-of"
+UNHEARD_OF = "unheard-of"
 
 
 class TextRead:
@@ -213,7 +211,7 @@ class Person:
             payload_bytes=len(payload),
             queue=random.choice(("", *QUEUES)),
             priority=random.choice((None, None, *range(10))),
-            models=[_UNHEARD_OF] if random.random() < 0.02 else models,
+            models=[UNHEARD_OF] if random.random() < 0.02 else models,
             labels={"chat": str(random.randrange(3))} if random.random() < 0.3 else {},
             key=key,
             delay_ms=random.choice((0, 0, 0, 0, 400, 5000, 20_000)),
@@ -389,11 +387,13 @@ class Person:
         for noun, names in (("queue", QUEUES), ("worker", ("w0", "w1", "w2"))):
             for name in names:
                 self.talk.command(Resume(request_id=0, noun=noun, name=name), b"", _ignore)
-        for job_id, spec in self.specs.items():
-            if spec.models == [_UNHEARD_OF]:
-                # Nobody has the model: it would wait for ever.
-                self.talk.command(Cancel(request_id=0, target=Target(job_ids=[job_id])), b"", _ignore)
         self.follow_open()
+
+    def give_up(self) -> None:
+        """Cancel the jobs whose model nobody has: they would wait for ever."""
+        for job_id, spec in self.specs.items():
+            if spec.models == [UNHEARD_OF]:
+                self.talk.command(Cancel(request_id=0, target=Target(job_ids=[job_id])), b"", _ignore)
 
     def follow_open(self) -> None:
         """Follow all jobs of mine whose end is not known."""

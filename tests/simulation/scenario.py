@@ -15,7 +15,7 @@ from simulation.checks import Checks
 from simulation.clients import PlainLine
 from simulation.disk import Disk
 from simulation.network import Network
-from simulation.people import Person
+from simulation.people import UNHEARD_OF, Person
 from simulation.real_clients import RealLine
 from simulation.real_workers import RealProcess
 from simulation.workers import Endpoint, Host, PlainProcess
@@ -243,6 +243,7 @@ class Scenario:
         world.run_until(world.mono_ms + 3 * _LOOK_MS)
         for person in self.people:
             person.resume_all()
+        self._wait_for_runnable()
         end_ms = world.mono_ms + _CALM_MS
         while self._unsettled() and world.mono_ms < end_ms:
             world.run_until(world.mono_ms + _LOOK_MS)
@@ -253,6 +254,19 @@ class Scenario:
         world.run_until(world.mono_ms + _LOOK_MS)
         self._wait_for_disk()
         self._check_end()
+
+    def _wait_for_runnable(self) -> None:
+        """Go on until only jobs are open whose model nobody has, and give those up."""
+        end_ms = self.world.mono_ms + _CALM_MS
+        while runnable := [
+            job
+            for job in self.disk.tables.jobs.values()
+            if job.state not in FINAL and job.models != (UNHEARD_OF,)
+        ]:
+            assert self.world.mono_ms < end_ms, f"after {_CALM_MS // 1000} s of calm {runnable[0]} is open"
+            self.world.run_until(self.world.mono_ms + _LOOK_MS)
+        for person in self.people:
+            person.give_up()
 
     def _wait_for_disk(self) -> None:
         """Go on until nothing waits to be written."""
