@@ -25,6 +25,7 @@ EXAMPLE = "lmq doctor"
 COLORS = {"ok": "green", "advice": "yellow", "fault": "red"}
 WAITING_LOOKED_AT = 500
 INDENT = 8
+PROGRAMS = ("lmq", "lms", "pip", "sudo")
 
 
 @cli.command("doctor", example=EXAMPLE)
@@ -59,8 +60,13 @@ def lines_of(found: list[Finding]) -> list[str]:
         lines.append(f"{click.style(f'{one.level:{INDENT}}', fg=COLORS[one.level])}{first}")
         lines += [f"{'':{INDENT}}{row}" for row in rest]
         if one.cure:
-            lines.append(f"{'':{INDENT}}type: {clean(one.cure)}")
+            lines.append(f"{'':{INDENT}}{how_to(one.cure)}: {clean(one.cure)}")
     return lines
+
+
+def how_to(cure: str) -> str:
+    """Return the word before a cure: `type` for a command, `do` for anything else."""
+    return "type" if cure.split()[0] in PROGRAMS else "do"
 
 
 def gather(session: Session, endpoint: str) -> tuple[Facts, LmqError | None]:

@@ -44,6 +44,10 @@ def look(url: str) -> Endpoint:
             if isinstance(greeting, dict) and greeting.get("lmstudio"):
                 return _loaded(http, base)
             listed = _json(http, f"{base}/v1/models")
+        except httpx.ConnectError:
+            return Endpoint(base, why="nothing answers")
+        except httpx.TimeoutException:
+            return Endpoint(base, why=f"no answer within {TIMEOUT_S:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Endpoint(base, why=str(error) or type(error).__name__)
     if isinstance(listed, dict) and isinstance(listed.get("data"), list):

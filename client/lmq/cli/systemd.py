@@ -137,8 +137,9 @@ def advice(*, for_user: bool) -> list[str]:
     if for_user:
         said.append("to have them run while nobody is logged in: sudo loginctl enable-linger")
     elif homes_needed():
+        folders = ", ".join(map(str, homes_needed()))
         said.append(
-            f"lmq is installed below a home folder ({sys.prefix}): the services see it read-only. An update there "
+            f"lmq or its Python lies below a home folder ({folders}): the services see that read-only. An update there "
             "changes the running services; better: sudo python3 -m venv /opt/lmq && sudo /opt/lmq/bin/pip install lmq, "
             "and: sudo /opt/lmq/bin/lmq systemd install"
         )
