@@ -66,7 +66,7 @@ def lines_of(found: list[Finding]) -> list[str]:
 
 def how_to(cure: str) -> str:
     """Return the word before a cure: `type` for a command, `do` for anything else."""
-    return "type" if cure.split()[0] in PROGRAMS else "do"
+    return "type" if cure.partition(" ")[0] in PROGRAMS else "do"
 
 
 def gather(session: Session, endpoint: str) -> tuple[Facts, LmqError | None]:
