@@ -164,19 +164,22 @@ def submit_windowed(peer: RawPeer, messages: Sequence[list[bytes]], window: int)
     unanswered: dict[int, list[bytes]] = {}
     socket = peer.socket
     is_known = True
+    answered_s = time.monotonic()
     started_s = time.perf_counter()
     while waiting or unanswered:
         while is_known and waiting and len(unanswered) < window:
             request_id, frames = waiting.popleft()
             unanswered[request_id] = frames
             socket.send_multipart(frames)
-        silent_s = 0.0
-        while not socket.poll(int(HEARTBEAT_EVERY_S * 1000)) and silent_s < ANSWER_TIMEOUT_S:
+        if time.monotonic() > answered_s + ANSWER_TIMEOUT_S:
+            raise RawPeerFailed(f"{len(unanswered)} submits without an answer for {ANSWER_TIMEOUT_S:.0f} s")
+        if not socket.poll(int(HEARTBEAT_EVERY_S * 1000)):
             # A broker that has forgotten the session says so.
             peer.say(Heartbeat())
-            silent_s += HEARTBEAT_EVERY_S
-        answer = peer.hear(0)
+            continue
+        answer = peer.hear()
         if isinstance(answer, Submitted):
+            answered_s = time.monotonic()
             unanswered.pop(answer.request_id, None)
             _check_outcomes(answer)
         elif isinstance(answer, Who) and is_known:

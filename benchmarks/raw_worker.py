@@ -9,8 +9,16 @@ import time
 
 import click
 
-from benchmarks.raw import HEARTBEAT_EVERY_S, RawPeer, RawPeerFailed, any_model, enlistment, raw_peer
-from lmq_proto.messages import Heartbeat, Results, Text, TextReport, Who, Work
+from benchmarks.raw import (
+    ANSWER_TIMEOUT_S,
+    HEARTBEAT_EVERY_S,
+    RawPeer,
+    RawPeerFailed,
+    any_model,
+    enlistment,
+    raw_peer,
+)
+from lmq_proto.messages import Acked, Heartbeat, Results, Text, TextReport, Who, Work
 from lmq_proto.parts import Ended, Lease, Piece
 
 # A text's time of sending, in microseconds of the monotonic clock that all processes of a machine share.
@@ -34,10 +42,13 @@ def drain(broker: str, name: str, slots: int) -> None:
     with raw_peer(broker) as peer:
         peer.enlist(enlistment(name, any_model(slots)))
         click.echo("enlisted")
+        next_heartbeat_s = 0.0
         while True:
-            if not peer.socket.poll(int(HEARTBEAT_EVERY_S * 1000)):
+            # The broker's own heartbeats end the wait as well.
+            peer.socket.poll(int(HEARTBEAT_EVERY_S * 1000))
+            if time.monotonic() >= next_heartbeat_s:
                 peer.say(Heartbeat())
-                continue
+                next_heartbeat_s = time.monotonic() + HEARTBEAT_EVERY_S
             leases: list[Lease] = []
             while peer.socket.poll(0):
                 leases += _leases(peer)
@@ -57,8 +68,8 @@ def stream(broker: str, streams: int, pieces_per_s: float, seconds: float) -> No
         leases = _collect(peer, streams)
         click.echo(json.dumps(_write(peer, leases, pieces_per_s, seconds)))
         _complete(peer, leases)
-        # Its going would give back what is not acknowledged: stay until each end has been.
-        _await_silence(peer)
+        # Its going would give back what is not acknowledged.
+        _await_acks(peer, len(leases))
 
 
 def stamped(now_ns: int) -> str:
@@ -131,9 +142,15 @@ def _write(peer: RawPeer, leases: list[Lease], pieces_per_s: float, seconds: flo
     return {"pieces": sent, "seconds": time.monotonic() - began_s, "late_s": late_s}
 
 
-def _await_silence(peer: RawPeer) -> None:
-    while peer.socket.poll(1000):
-        peer.hear()
+def _await_acks(peer: RawPeer, leases: int) -> None:
+    deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
+    acked = 0
+    while acked < leases:
+        message = peer.hear()
+        if isinstance(message, Acked):
+            acked += len(message.leases)
+        if time.monotonic() > deadline_s:
+            raise RawPeerFailed(f"{acked} of {leases} ends acknowledged after {ANSWER_TIMEOUT_S:.0f} s")
 
 
 if __name__ == "__main__":
