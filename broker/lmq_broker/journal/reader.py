@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from peewee import SqliteDatabase, fn
+from peewee import SQL, SqliteDatabase, Value, fn
 
 from lmq_broker.core.reads import (
     CopyJournal,
@@ -35,6 +35,7 @@ from lmq_broker.core.reads import (
 )
 from lmq_broker.core.records import Past, StoredJob, Terms
 from lmq_broker.journal.models import Jobs, Keys, Labels, connection_of
+from lmq_proto import bounds
 from lmq_proto.events import Event
 from lmq_proto.ids import ends_with, suffix_bounds
 from lmq_proto.messages import JobFilter, Piece
@@ -50,6 +51,8 @@ _decode_past = msgspec.msgpack.Decoder(Past).decode
 _pieces = msgspec.msgpack.Decoder(list[Piece]).decode
 _events = msgspec.msgpack.Decoder(list[Event]).decode
 _SQL_VARIABLES = 500
+_SQL_INTEGER_MAX = 2**63 - 1
+"""What peers send may be larger; nothing in the journal is."""
 
 Row = tuple[Any, ...]
 """What SQLite gives: values of the columns' types, which no checker can see."""
@@ -188,7 +191,8 @@ def _page(connection: sqlite3.Connection, question: ReadList) -> ListReply:
     for condition in _conditions(question.match, question.user):
         query = query.where(condition)
     if question.after:
-        is_next = Jobs.number > question.after if question.oldest_first else Jobs.number < question.after
+        after = min(question.after, _SQL_INTEGER_MAX)
+        is_next = Jobs.number > after if question.oldest_first else Jobs.number < after
         query = query.where(is_next)
     query = query.order_by(Jobs.number if question.oldest_first else Jobs.number.desc()).limit(
         question.limit + 1
@@ -213,9 +217,14 @@ def _conditions(match: JobFilter, user: str) -> Iterator[object]:
     if match.worker:
         yield Jobs.worker == match.worker
     if match.model:
-        yield (Jobs.model == match.model) | Jobs.models.contains(match.model + "\n")
+        # Line ends on both sides: a name is found as a whole, whatever its characters mean to LIKE.
+        listed = fn.INSTR(Value("\n").concat(Jobs.models), f"\n{match.model}\n") > 0
+        yield (Jobs.model == match.model) | listed
     if match.key:
         yield fn.EXISTS(_sql_key(match.key))
+    if len(match.labels) > bounds.LABELS:
+        yield SQL("0")  # no job has so many, and SQLite's parser cannot take any number of conditions
+        return
     for name, value in match.labels.items():
         yield fn.EXISTS(_sql_label(name, value))
     if match.id_ending:
@@ -285,7 +294,7 @@ def _read_events(connection: sqlite3.Connection, question: ReadEvents) -> Events
     oldest = first - 1 if first is not None else 0
     if question.cursor < 0:
         before = connection.execute(
-            "SELECT max(last) FROM events WHERE at_ms<?", (question.since_ms,)
+            "SELECT max(last) FROM events WHERE at_ms<?", (min(question.since_ms, _SQL_INTEGER_MAX),)
         ).fetchone()[0]
         return EventsReply([], oldest, max(oldest, before or 0))
     found: list[Event] = []
