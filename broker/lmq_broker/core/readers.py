@@ -457,7 +457,8 @@ def text_loaded(state: BrokerState, out: Out, session: Session, request: ReadTex
         restart = "" if same or not reader.attempt else "a later attempt has begun"
         message = Text(job_id=request.id, attempt=text.attempt, first=first, pieces=pieces, restart=restart)
         _sent(reader, message)
-        out.append(Send(reader.peer, message, after=state.position))
+        # On disk already; live text, which waits for its lease only, must not overtake it.
+        out.append(Send(reader.peer, message))
     if is_open:
         if (reader.attempt, reader.piece) != before:
             _push_text(state, out, reader, {})
