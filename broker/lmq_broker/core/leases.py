@@ -215,6 +215,11 @@ def _end_lease(
     job = lease.job
     close(state, worker, lease, ended.engine_ms)
     if lease.stopping:
+        is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
+        if is_latest and job.lease is None and state.jobs.get(job.id) is job:
+            # No worker that comes back may take this attempt up: it is over.
+            job.epoch = 0
+            save(state, out, job)
         return
     if ended.model:
         job.model = ended.model[: bounds.NAME_CHARS]
