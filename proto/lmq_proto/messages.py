@@ -445,6 +445,8 @@ class HealthReply(Part, frozen=True, kw_only=True):
     refused: dict[str, int] = {}
     """Commands refused since the start, by error code."""
     stale_results: int = 0
+    cursor: int = 0
+    """The newest event's seq."""
     sessions: int = 0
     workers: int = 0
     journal_path: str = ""

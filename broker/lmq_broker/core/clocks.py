@@ -50,7 +50,6 @@ def change_defaults(state: BrokerState, defaults: dict[str, TaskDefaults]) -> No
     """Use other defaults for jobs submitted from now on."""
     fields = {name: getattr(state.settings, name) for name in state.settings.__struct_fields__}
     state.settings = type(state.settings)(**(fields | {"task_defaults": defaults}))
-    state.plain_terms.clear()
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:

@@ -283,7 +283,6 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         timeout_ms=terms.timeout_ms if command.timeout_ms is None else command.timeout_ms,
         failures_max=terms.failures_max if command.failures is None else max(command.failures, job.failures + 1),
         keep_ms=terms.keep_ms if command.keep_ms is None else command.keep_ms,
-        prompt_tokens=terms.prompt_tokens, output_tokens=terms.output_tokens,
         labels=terms.labels if command.labels is None else command.labels,
         key=terms.key, digest=terms.digest, session=terms.session, parents=terms.parents, root=terms.root,
     )  # fmt: skip

@@ -64,7 +64,8 @@ def from_stored(stored: StoredJob) -> Job:
         number=stored.number, id=JobId(stored.id), user=UserName(stored.user), principal=stored.principal,
         task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=_STATES[stored.state],
         order=stored.order, created_at_ms=stored.created_at_ms, payload_bytes=stored.payload_bytes,
-        models=stored.models, terms=stored.terms, past=stored.past, due_at_ms=stored.due_at_ms,
+        models=stored.models, prompt_tokens=stored.prompt_tokens, output_tokens=stored.output_tokens,
+        terms=stored.terms, past=stored.past, due_at_ms=stored.due_at_ms,
         expires_at_ms=stored.expires_at_ms, started_at_ms=stored.started_at_ms, attempt=stored.attempt,
         epoch=stored.epoch, failures=stored.failures, worker=stored.worker, model=stored.model,
     )  # fmt: skip
@@ -165,6 +166,8 @@ def end(
     """Bring a job to a final state: journal, event, counts, followers and readers."""
     readers.store_text(state, out, job)
     move(state, job, target)
+    if error is None and by:
+        error = ErrorInfo(str(target), f"{target} by {by}", fields={"by": by})
     if error is not None:
         job.past = changed_past(job.past, error=error)
     put(state, out, JobChanged(image(
@@ -179,7 +182,7 @@ def end(
         job,
         worker=job.worker,
         model=job.model,
-        detail=_end_detail(job, error, by),
+        detail=_end_detail(job, error, by, now),
     )
     readers.text_ended(state, out, job)
     job.lease = None
@@ -203,11 +206,14 @@ def end(
 
 
 def _end_detail(
-    job: Job, error: ErrorInfo | None, by: str
+    job: Job, error: ErrorInfo | None, by: str, now: Now
 ) -> dict[str, str | int | float | bool | list[str] | None]:
     """Return what an end's event says beside the job."""
     detail: dict[str, str | int | float | bool | list[str] | None] = {}
-    if error is not None:
+    if job.started_at_ms:
+        detail["queued_ms"] = max(0, job.started_at_ms - job.created_at_ms)
+        detail["leased_ms"] = max(0, now.wall_ms - job.started_at_ms)
+    if error is not None and not by:
         detail["code"], detail["error"] = error.code, error.message
     if by:
         detail["by"] = by

@@ -12,8 +12,6 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_ms: int = 0
     failures_max: int = 1
     keep_ms: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
     labels: dict[str, str] = {}
     key: str = ""
     digest: bytes = b""
@@ -50,6 +48,8 @@ class StoredJob(msgspec.Struct, frozen=True, gc=False):
     created_at_ms: int
     payload_bytes: int
     models: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    output_tokens: int = 0
     due_at_ms: int = 0
     expires_at_ms: int = 0
     started_at_ms: int = 0

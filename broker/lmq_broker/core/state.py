@@ -43,6 +43,9 @@ class Job(msgspec.Struct, gc=False):
     models: tuple[str, ...]
     terms: Terms
     past: Past
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    """As its submitter estimates."""
     due_at_ms: int = 0
     """Wall time before which it does not start, as its submitter wished."""
     expires_at_ms: int = 0
@@ -291,8 +294,10 @@ class BrokerState(msgspec.Struct):
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
     users_open: dict[str, int] = msgspec.field(default_factory=dict)
-    plain_terms: dict[str, Terms] = msgspec.field(default_factory=dict)
-    """Terms of jobs that asked for nothing special, by task type."""
+    shared_terms: dict[tuple[int, int, int], Terms] = msgspec.field(default_factory=dict)
+    """Terms of jobs that asked for nothing of their own: (timeout, failures, keep) -> one object."""
+    model_lists: dict[tuple[str, ...], tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """One tuple for each list of models that jobs ask for."""
     names: dict[str, str] = msgspec.field(default_factory=dict)
     """One string object a name, for memory."""
 

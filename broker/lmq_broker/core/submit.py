@@ -215,8 +215,10 @@ def _accept(
     """Make a job of a spec that is in order, and let it wait or be ready."""
     defaults = _defaults(state, spec.task_type)
     intern = state.names.setdefault
-    if len(state.names) > state.settings.names:
+    if max(len(state.names), len(state.shared_terms), len(state.model_lists)) > state.settings.names:
         state.names.clear()
+        state.shared_terms.clear()
+        state.model_lists.clear()
     state.last_number += 1
     state.last_order += 1
     due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)
@@ -232,9 +234,11 @@ def _accept(
         order=state.last_order,
         created_at_ms=now.wall_ms,
         payload_bytes=len(payload),
-        models=tuple(intern(model, model) for model in spec.models),
+        models=_shared_models(state, spec.models) if spec.models else (),
         terms=_terms(state, spec, payload, defaults),
         past=_NO_PAST,
+        prompt_tokens=spec.prompt_tokens,
+        output_tokens=spec.output_tokens,
         due_at_ms=due_at_ms,
         expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
     )
@@ -249,28 +253,23 @@ def _accept(
     return job
 
 
+def _shared_models(state: BrokerState, models: list[str]) -> tuple[str, ...]:
+    """Return the models asked for as the one tuple that all such jobs have."""
+    names = tuple(models)
+    return state.model_lists.setdefault(names, names)
+
+
 def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefaults) -> Terms:
-    """Return a job's terms; jobs that say nothing special share one object per task type."""
-    plain = not (
-        spec.labels or spec.key or spec.session or spec.prompt_tokens or spec.output_tokens or spec.timeout_ms
-        or spec.failures or spec.keep_ms or spec.root
+    """Return a job's terms; jobs that have nothing of their own in them share one object, for memory."""
+    times = (
+        spec.timeout_ms or defaults.timeout_ms, spec.failures or defaults.failures, spec.keep_ms or defaults.keep_ms,
     )  # fmt: skip
-    if plain:
-        shared = state.plain_terms.get(spec.task_type)
+    if not (spec.labels or spec.key or spec.session or spec.root):
+        shared = state.shared_terms.get(times)
         if shared is None:
-            shared = state.plain_terms[spec.task_type] = Terms(
-                timeout_ms=defaults.timeout_ms, failures_max=defaults.failures, keep_ms=defaults.keep_ms
-            )
+            shared = state.shared_terms[times] = Terms(*times)
         return shared
     return Terms(
-        timeout_ms=spec.timeout_ms or defaults.timeout_ms,
-        failures_max=spec.failures or defaults.failures,
-        keep_ms=spec.keep_ms or defaults.keep_ms,
-        prompt_tokens=spec.prompt_tokens,
-        output_tokens=spec.output_tokens,
-        labels=spec.labels,
-        key=spec.key,
-        digest=digest(payload) if spec.key else b"",
-        session=spec.session,
+        *times, labels=spec.labels, key=spec.key, digest=digest(payload) if spec.key else b"", session=spec.session,
         root=spec.root,
-    )
+    )  # fmt: skip

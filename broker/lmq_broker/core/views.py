@@ -276,7 +276,7 @@ def health(state: BrokerState, out: Out, session: Session, command: Health, now:
         request_id=command.request_id, software=state.software, protocol=bounds.PROTOCOL_NEWEST,
         broker_id=state.broker_id, epoch=state.epoch, wall_ms=now.wall_ms, uptime_ms=now.mono_ms - state.started_ms,
         counts=counts(state), ended=dict(state.ended), refused=dict(state.refused),
-        stale_results=state.stale_results, sessions=len(state.sessions),
+        stale_results=state.stale_results, cursor=state.last_seq, sessions=len(state.sessions),
         workers=sum(worker.peer is not None for worker in state.workers.values()), journal_path=host.journal_path,
         journal_bytes=host.journal_bytes, journal_free_bytes=host.journal_free_bytes,
         journal_floor_bytes=host.journal_floor_bytes, commit_p50_us=host.commit_p50_us,
@@ -359,7 +359,11 @@ def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, ans
     reasons = [Reason(code=view.state, text=f"it is {view.state}")]
     hints = []
     if view.error is not None:
-        text = f"it is {view.state}: {view.error.message}"
+        text = (
+            f"it is {view.error.message}"
+            if "by" in view.error.fields
+            else f"it is {view.state}: {view.error.message}"
+        )
         reasons = [Reason(code=view.state, text=text, fields={"code": view.error.code})]
     reasons += [
         Reason(code="attempt_failed", text=f"attempt {entry.fields.get('attempt', '?')}: {entry.message}")

@@ -21,7 +21,7 @@ from lmq_broker.core.records import (
 )
 from lmq_proto.events import Event
 
-_INSERT_JOB = "INSERT INTO jobs VALUES (" + ",".join("?" * 25) + ")"
+_INSERT_JOB = "INSERT INTO jobs VALUES (" + ",".join("?" * 27) + ")"
 _UPDATE_JOB = (
     'UPDATE jobs SET queue=?, priority=?, state=?, "order"=?, models=?, due_at_ms=?, expires_at_ms=?, started_at_ms=?,'
     " finished_at_ms=?, deletes_at_ms=?, attempt=?, epoch=?, failures=?, worker=?, model=?, result_bytes=?, terms=?,"
@@ -147,9 +147,10 @@ def _row(job: StoredJob) -> tuple[object, ...]:
     """Return a job as a row of its table."""
     return (
         job.number, job.id, job.user, job.principal, job.task_type, job.queue, job.priority, job.state, job.order,
-        job.created_at_ms, job.payload_bytes, "".join(model + "\n" for model in job.models), job.due_at_ms,
-        job.expires_at_ms, job.started_at_ms, job.finished_at_ms, job.deletes_at_ms, job.attempt, job.epoch,
-        job.failures, job.worker, job.model, job.result_bytes, _encode(job.terms), _past(job),
+        job.created_at_ms, job.payload_bytes, "".join(model + "\n" for model in job.models), job.prompt_tokens,
+        job.output_tokens, job.due_at_ms, job.expires_at_ms, job.started_at_ms, job.finished_at_ms,
+        job.deletes_at_ms, job.attempt, job.epoch, job.failures, job.worker, job.model, job.result_bytes,
+        _encode(job.terms), _past(job),
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class Jobs(Model):
     payload_bytes = IntegerField()
     models = TextField()
     """Model names, each followed by a line end."""
+    prompt_tokens = IntegerField()
+    output_tokens = IntegerField()
     due_at_ms = IntegerField()
     expires_at_ms = IntegerField()
     started_at_ms = IntegerField()

@@ -42,8 +42,8 @@ from lmq_proto.messages import JobFilter, Piece
 
 COLUMNS = (
     'number, id, user, principal, task_type, queue, priority, state, "order", created_at_ms, payload_bytes, models,'
-    " due_at_ms, expires_at_ms, started_at_ms, finished_at_ms, deletes_at_ms, attempt, epoch, failures, worker, model,"
-    " result_bytes, terms, past"
+    " prompt_tokens, output_tokens, due_at_ms, expires_at_ms, started_at_ms, finished_at_ms, deletes_at_ms, attempt,"
+    " epoch, failures, worker, model, result_bytes, terms, past"
 )
 _FIELDS = tuple(getattr(Jobs, name.strip().strip('"')) for name in COLUMNS.split(","))
 _decode_terms = msgspec.msgpack.Decoder(Terms).decode
@@ -158,9 +158,9 @@ def _past(packed: bytes) -> Past:
 
 def stored(row: Row) -> StoredJob:
     """Return the image that a row of `COLUMNS` holds."""
-    head, models, tail = row[:11], row[11], row[12:23]
+    head, models, tail = row[:11], row[11], row[12:25]
     names = tuple(models.split("\n")[:-1]) if models else ()
-    values = (*head, names, *tail, _terms(row[23]), _past(row[24]))
+    values = (*head, names, *tail, _terms(row[25]), _past(row[26]))
     return StoredJob(*values)
 
 

@@ -34,8 +34,9 @@ from lmq_broker.core.stimuli import (
 from lmq_broker.journal.reader import PayloadsReply, ReadFailed, ReadPayloads
 from lmq_broker.journal.store import Journal
 from lmq_broker.shell import clock, joblog
+from lmq_broker.shell.backlog import Backlog
 from lmq_broker.shell.bodies import Bodies
-from lmq_broker.shell.door import Door, SendFailed
+from lmq_broker.shell.door import Door
 from lmq_broker.shell.notify import Notifier
 from lmq_proto.codec import FROM_PEER_TABLE, VersionRefused, encode
 from lmq_proto.errors import LmqError, ProtocolError
@@ -50,6 +51,8 @@ _TURN_NS = 4_000_000
 _SWITCH_S = 0.0005
 """How long a journal thread may hold the interpreter while the loop waits; Python has 5 ms, as long as many jobs."""
 _FACTS_EVERY_MS = 1000
+_RETRY_MS = 5
+"""How soon a peer whose pipe was full is tried again."""
 _STOP_WITHIN_S = 4.0
 
 
@@ -82,7 +85,7 @@ class Server:
         self._records: list[Record] = []
         self._waiting_work: list[SendWork] = []
         self._unread_work: deque[SendWork] = deque()
-        self._unreachable: dict[PeerId, bool] = {}
+        self._backlog = Backlog(door.send)
         self._wake_at_ms = 0
         self._next_facts_ms = 0
         self._next_feed_ms = 0
@@ -117,8 +120,8 @@ class Server:
         self._announce(f"broker ready at {' '.join(self._door.urls)}")
         while self.exit_code is None:
             timeout_ms = max(0, self._wake_at_ms - clock.now().mono_ms)
-            if self._unreachable:
-                timeout_ms = 0
+            if self._backlog:
+                timeout_ms = min(timeout_ms, _RETRY_MS)
             ready = dict(poller.poll(timeout_ms))
             self._turn(ready)
         return self.exit_code
@@ -132,9 +135,8 @@ class Server:
             self._take_signals(now)
         if self._door.zap in ready:
             self._door.answer_zap()
-        if self._unreachable:
-            lost, self._unreachable = self._unreachable, {}
-            for peer, gone in lost.items():
+        if self._backlog:
+            for peer, gone in self._backlog.retry(now.mono_ms).items():
                 self._step(PeerGone(peer) if gone else PeerClogged(peer), now)
             busy = True
         busy |= self._take_answers(now)
@@ -145,7 +147,7 @@ class Server:
             self._look_at_host(now)
         if busy:
             self._end_turn(now)
-        self._flush()
+        self._flush(self._journal.writer.durable)
         self._feed(now)
 
     def _take_messages(self, now: Now) -> bool:
@@ -208,6 +210,8 @@ class Server:
     def _carry_out(self, effects: list[Effect]) -> None:
         """Do what the core asked for, in order."""
         durable = self._journal.writer.durable
+        # What the disk has released meanwhile goes first, or a later reply would overtake an earlier one.
+        self._flush(durable)
         for effect in effects:
             if isinstance(effect, Send):
                 if effect.after > durable:
@@ -234,9 +238,8 @@ class Server:
             else:
                 self._records.append(effect)
 
-    def _flush(self) -> None:
+    def _flush(self, durable: int) -> None:
         """Send what had to wait for the disk and need not any more."""
-        durable = self._journal.writer.durable
         held = self._held
         while held and held[0].after <= durable:
             effect = held.popleft()
@@ -265,10 +268,7 @@ class Server:
             self._send(effect.peer, encode(effect.message, self._bodies.joined(effect.numbers, {})))
 
     def _send(self, peer: PeerId, frames: list[bytes]) -> None:
-        try:
-            self._door.send(peer, frames)
-        except SendFailed as failure:
-            self._unreachable[peer] = failure.gone
+        self._backlog.send(peer, frames, time.monotonic_ns() // 1_000_000)
 
     def _send_waiting(self, payloads: dict[int, bytes]) -> None:
         """Send the leases whose payloads have been read; questions are answered in the order they were asked."""
@@ -366,4 +366,4 @@ class Server:
                 os.read(self._wake_fd, 4096)
             if self._journal.writer.trouble == "io":
                 break
-        self._flush()
+        self._flush(self._journal.writer.durable)

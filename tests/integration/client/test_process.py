@@ -36,6 +36,8 @@ def run_python(program: str, *args: str) -> str:
 def test_an_interrupt_in_result_leaves_the_client_usable(manual: FakeBroker) -> None:
     main = threading.main_thread().ident
     assert main is not None
+    # A process that a shell put into the background ignores the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with lmq.Client(manual.url) as client:
         job = client.submit("echo", 1)
         waits = threading.Event()

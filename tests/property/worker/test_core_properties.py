@@ -78,6 +78,8 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.spool: dict[Key, tuple[Ended, bytes]] = {}
         self.running: dict[Key, bool] = {}
         self.ended: dict[Key, bytes] = {}
+        self.ended_before: dict[int, set[Key]] = {}
+        """What had ended when an `enlist` was said; the broker may hear it much later."""
         self.leases: dict[Key, None] = {}
         self.acked: dict[Key, bytes] = {}
         self.said: dict[tuple[bytes, int], str] = {}
@@ -95,6 +97,8 @@ class WorkerAndBroker(RuleBasedStateMachine):
         for one in instructions:
             match one:
                 case SendMessage():
+                    if isinstance(one.message, Enlist):
+                        self.ended_before[one.message.request_id] = set(self.ended)
                     self.wire.to_broker.append((one.message, one.body))
                 case Reconnect():
                     self.cut()
@@ -158,7 +162,7 @@ class WorkerAndBroker(RuleBasedStateMachine):
             held = {(one.job_id, one.epoch, one.attempt) for one in message.held}
             lost = [key for key in self.leases if key not in held]
             for key in lost:
-                assert key not in self.ended, "an end was kept and not offered"
+                assert key not in self.ended_before[message.request_id], "an end was kept and not offered"
                 del self.leases[key]
             strange = [Held(job_id=k[0], epoch=k[1], attempt=k[2]) for k in held if k not in self.leases]
             stop = [one for one in strange if (one.job_id, one.epoch, one.attempt) not in self.acked]

@@ -64,7 +64,7 @@ EPOCH = 1
 _DETAIL = {
     words(row[0])[0]: set(words(row[3])) for row in table_with("Kind", "Of", "When", "`detail`")
 }  # fmt: skip
-_MAY_MISS = {"failures"}
+_MAY_MISS = {"failures", "queued_ms", "leased_ms"}
 
 
 def job_id(name: str) -> bytes:

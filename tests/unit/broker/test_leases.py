@@ -140,7 +140,7 @@ def test_a_completed_job_is_done_and_its_end_acknowledged_when_durable() -> None
     assert job_id("a") not in broker.state.jobs
     acks = [effect for effect in only(broker.turn(), Send) if isinstance(effect.message, Acked)]
     assert [(ack.message, ack.after) for ack in acks] == [(Acked(leases=[ref("a")]), position + 1)]
-    assert broker.last_event("done").detail == {}
+    assert broker.last_event("done").detail == {"queued_ms": 0, "leased_ms": 0}
     assert broker.at("w1").instances["i1"].leased == 0
 
 
@@ -234,7 +234,9 @@ def test_the_last_failure_makes_it_dead_with_its_story() -> None:
         ("no 1", 1), ("no 2", 2), ("no 3", 3),
     ]  # fmt: skip
     assert image.past.error == ErrorInfo("e", "no 3")
-    assert broker.last_event("dead").detail == {"code": "e", "error": "no 3", "failures": 3}
+    assert broker.last_event("dead").detail == {
+        "code": "e", "error": "no 3", "failures": 3, "queued_ms": 0, "leased_ms": 10_000,
+    }  # fmt: skip
     assert not broker.last_event("attempt_failed").detail["again"]
 
 

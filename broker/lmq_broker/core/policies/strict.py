@@ -1,10 +1,11 @@
 """Strict order: band, then priority, then arrival; a job goes where its model is loaded, or an idle endpoint loads it.
 
 Bands are ranges of priority, so that the order by priority is also the order by band. Ready jobs that can run in the
-same places wait in one lane, a heap; a decision looks at the head of each lane, never at single jobs.
+same places wait in one lane; a decision looks at the head of each lane, never at single jobs.
 """
 
 import heapq
+from collections import deque
 
 import msgspec
 
@@ -24,12 +25,19 @@ LaneKey = tuple[str, str, tuple[str, ...], bool]
 
 
 class Lane(msgspec.Struct):
-    """Ready jobs that can run in the same places."""
+    """Ready jobs that can run in the same places.
+
+    New jobs come in order and wait in a line for each priority; those that come back into the middle wait in a heap.
+    A line is some ten times cheaper than a heap, and does not grow dearer with its length.
+    """
 
     key: LaneKey
     names: frozenset[str]
     """Normal forms of the models asked for; empty: any."""
-    heap: list[tuple[int, Job]] = msgspec.field(default_factory=list)
+    lines: dict[int, deque[tuple[int, Job]]] = msgspec.field(default_factory=dict)
+    """Priority -> (order, job) in order."""
+    returned: list[tuple[int, int, Job]] = msgspec.field(default_factory=list)
+    """Heap of (sort key, number of the return, job)."""
     ranks: dict[int, Ranks] = msgspec.field(default_factory=dict)
     """Priority -> orders of the jobs that wait."""
     size: int = 0
@@ -45,6 +53,7 @@ class Strict:
         self._settings = settings
         self._lanes: dict[LaneKey, Lane] = {}
         self._lane_of: dict[int, Lane] = {}
+        self._returns = 0
 
     def queued(self, job: Job, now: Now) -> None:
         """Put a ready job into its lane."""
@@ -54,7 +63,14 @@ class Strict:
             lane = self._lanes[key] = Lane(
                 key, frozenset(name for model in job.models for name in (normal(model),))
             )
-        heapq.heappush(lane.heap, (_sort_key(job), job))
+        line = lane.lines.get(job.priority)
+        if line is None:
+            line = lane.lines[job.priority] = deque()
+        if not line or line[-1][0] < job.order:
+            line.append((job.order, job))
+        else:
+            self._returns += 1
+            heapq.heappush(lane.returned, (_sort_key(job), self._returns, job))
         ranks = lane.ranks.get(job.priority)
         if ranks is None:
             ranks = lane.ranks[job.priority] = Ranks()
@@ -128,12 +144,25 @@ class Strict:
 
     def _head(self, lane: Lane) -> tuple[int, Job]:
         """Return the first job of a lane that is not empty, dropping entries of jobs that have left."""
-        heap = lane.heap
-        while True:
-            key, job = heap[0]
-            if job.state is State.READY and self._lane_of.get(job.number) is lane and _sort_key(job) == key:
-                return key, job
-            heapq.heappop(heap)
+        best: tuple[int, Job] | None = None
+        for priority in sorted(lane.lines, reverse=True) if len(lane.lines) > 1 else lane.lines:
+            line = lane.lines[priority]
+            while line and not self._waits(lane, line[0][1], _key_of(priority, line[0][0])):
+                line.popleft()
+            if line:
+                best = (_key_of(priority, line[0][0]), line[0][1])
+                break
+        returned = lane.returned
+        while returned and not self._waits(lane, returned[0][2], returned[0][0]):
+            heapq.heappop(returned)
+        if returned and (best is None or returned[0][0] < best[0]):
+            return returned[0][0], returned[0][2]
+        assert best is not None, "a lane without jobs is no lane"
+        return best
+
+    def _waits(self, lane: Lane, job: Job, key: int) -> bool:
+        """Tell whether an entry still stands for a job that waits in this lane, at this place."""
+        return job.state is State.READY and _sort_key(job) == key and self._lane_of.get(job.number) is lane
 
     def _places(self, lane: Lane, fleet: Fleet) -> list[Instance]:
         """Return the instances that can run a lane's jobs, busy or not; worked out once per change of the fleet."""
@@ -185,7 +214,11 @@ def _by_key(head: tuple[int, Job, Lane]) -> int:
 
 
 def _sort_key(job: Job) -> int:
-    return (PRIORITY_MAX - job.priority) << _ORDER_BITS | job.order
+    return _key_of(job.priority, job.order)
+
+
+def _key_of(priority: int, order: int) -> int:
+    return (PRIORITY_MAX - priority) << _ORDER_BITS | order
 
 
 def _serves(worker: Worker, key: LaneKey) -> bool:
