@@ -211,7 +211,7 @@ class Person:
             payload_bytes=len(payload),
             queue=random.choice(("", *QUEUES)),
             priority=random.choice((None, None, *range(10))),
-            models=[UNHEARD_OF] if random.random() < 0.02 else models,
+            models=[UNHEARD_OF] if random.random() < 0.06 else models,
             labels={"chat": str(random.randrange(3))} if random.random() < 0.3 else {},
             key=key,
             delay_ms=random.choice((0, 0, 0, 0, 400, 5000, 20_000)),
@@ -472,8 +472,9 @@ class Person:
         shown = read.check(job_id)
         if job is None or job.state != State.DONE or self.checks.evil or read.refused:
             return
-        if job.number in self.checks.disk.tables.retried:
-            # The last word may have been of an earlier end.
+        tables = self.checks.disk.tables
+        if job.number in tables.retried or job_id in tables.deleted:
+            # The last word may have been of an earlier end, or of an earlier job of this id.
             return
         result = self.checks.disk.tables.results.get(job.number, b"")
         key = (job_id, job.epoch, job.attempt)

@@ -198,7 +198,10 @@ class RealLine:
             if end.job_id != job_id:
                 assert self.person.specs[job_id].key
             return
-        answered = self.answers.pop(token)
+        answered = self.answers.pop(token, None)
+        if answered is None:
+            # The end of a job that is followed no more; a key may have made it another job than was submitted.
+            return
         if isinstance(value, tuple):
             message, body = value
             answered(message, body)
