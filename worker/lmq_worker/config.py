@@ -148,11 +148,16 @@ def complete(config: WorkerConfig) -> WorkerConfig:
         name = config.name or f"{host}-echo"
         endpoint = config.endpoint or f"echo:{name}"
     else:
-        endpoint = (config.endpoint or DEFAULT_ENDPOINTS[config.backend]).rstrip("/").removesuffix("/v1")
+        endpoint = base_url(config.endpoint or DEFAULT_ENDPOINTS[config.backend])
         where = urlsplit(endpoint)
         on_host = host if where.hostname in LOOPBACK else where.hostname
         name = config.name or f"{on_host}-{where.port or where.scheme}"
     return replace(config, name=name, endpoint=endpoint, broker=config.broker or [local_broker()])
+
+
+def base_url(endpoint: str) -> str:
+    """Return the URL that paths are put behind: without the /v1 that OpenAI clients want."""
+    return endpoint.rstrip("/").removesuffix("/v1")
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

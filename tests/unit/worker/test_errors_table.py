@@ -41,10 +41,15 @@ SAID = [
     ("Cannot truncate prompt with n_keep (9000) >= n_ctx (8192)", 200, "context_overflow", "fail", True, "none"),
     ("Trying to keep the first 9000 tokens when context the overflows.", 400, "context_overflow", "fail", True, "none"),
     ("This model's maximum context length is 4096 tokens", 400, "context_overflow", "fail", True, "none"),
+    ("context_length_exceeded", 400, "context_overflow", "fail", True, "none"),
+    ("proxy.ContextWindowExceededError: BadRequestError: too long", 400, "context_overflow", "fail", True, "none"),
+    ("input (3602 tokens) is too large to process. increase the physical batch size (current batch size: 512)", 500,
+     "context_overflow", "fail", True, "none"),
     ('Invalid model identifier "x". Please specify a valid downloaded model', 400,
      "model_not_found", "fail", True, "none"),
     ("model_not_found", 404, "model_not_found", "fail", True, "none"),
     ('model "x" not found, try pulling it first', 404, "model_not_found", "fail", True, "none"),
+    ("/chat/completions: Invalid model name passed in model=nope.", 400, "model_not_found", "fail", True, "none"),
     ("'response_format.type' must be 'json_schema' or 'text'", 400, "bad_request", "fail", True, "none"),
     ("'input' field must be a string or an array of strings", 400, "bad_request", "fail", True, "none"),
     ("missing_required_parameter", 400, "bad_request", "fail", True, "none"),
@@ -52,6 +57,8 @@ SAID = [
     ("Invalid JSON in the body", 400, "bad_request", "fail", True, "none"),
     ("Unexpected token } in JSON at position 12", 400, "bad_request", "fail", True, "none"),
     ("failed to parse grammar", 400, "bad_schema", "fail", True, "none"),
+    ("Unable to generate parser for this template. JSON schema error at #: unrecognized type objekt", 400,
+     "bad_schema", "fail", True, "none"),
     ("Engine protocol applyPromptTemplate request returned 500: Jinja Exception: roles must alternate", 500,
      "bad_prompt_template", "fail", True, "none"),
     ("applyPromptTemplate failed", 500, "bad_prompt_template", "fail", True, "none"),
@@ -156,6 +163,34 @@ SHAPES = [
         "400",
         "bad_request",
     ),
+    ("a framework's detail", {"detail": "Not here"}, "Not here", "", "server_error"),
+    (
+        "a framework's detail of fields",
+        {
+            "detail": [
+                {"type": "missing", "loc": ["body", "messages", 0], "msg": "Field required"},
+                {"msg": "or so"},
+            ]
+        },
+        "body.messages.0: Field required; or so",
+        "",
+        "server_error",
+    ),
+    (
+        "an error in a detail",
+        {"detail": {"message": "no such", "type": "invalid_request_error"}},
+        "no such",
+        "",
+        "bad_request",
+    ),
+    ("a message alone", {"message": "Try later"}, "Try later", "", "server_error"),
+    (
+        "a title beside its sentence",
+        {"error": "Bad Request", "message": "Cannot do that", "status": 400},
+        "Bad Request: Cannot do that",
+        "",
+        "server_error",
+    ),
 ]
 
 
@@ -179,7 +214,9 @@ def test_the_sizes_of_an_overflow_are_kept() -> None:
     assert (error.fields["n_prompt_tokens"], error.fields["n_ctx"]) == (8810, 8192)
 
 
-@pytest.mark.parametrize("body", [{}, {"choices": [], "error": None}, [], "error", None, {"object": "list"}])
+@pytest.mark.parametrize(
+    "body", [{}, {"choices": [], "error": None}, [], "error", None, {"object": "list"}, {"detail": "high"}]
+)
 def test_an_answer_without_an_error_is_none(body: object) -> None:
     assert read_error(body) is None
 
@@ -191,10 +228,12 @@ def test_an_answer_without_an_error_is_none(body: object) -> None:
         (401, "endpoint_refuses_token", "release", False),
         (403, "endpoint_refuses_token", "release", False),
         (404, "wrong_endpoint", "fail", True),
+        (405, "wrong_endpoint", "fail", True),
         (413, "bad_request", "fail", True),
         (422, "bad_request", "fail", True),
         (429, "endpoint_busy", "release", False),
         (500, "server_error", "fail", False),
+        (501, "wrong_endpoint", "fail", True),
         (502, "server_error", "fail", False),
         (503, "endpoint_busy", "release", False),
     ],

@@ -9,7 +9,7 @@ from lmq_worker.backends.echo import EchoBackend
 from lmq_worker.backends.http import Endpoint
 from lmq_worker.backends.lm_studio import LmStudioBackend, greets
 from lmq_worker.backends.openai import OpenAIBackend
-from lmq_worker.config import DEFAULT_ENDPOINTS, WorkerConfig
+from lmq_worker.config import DEFAULT_ENDPOINTS, WorkerConfig, base_url
 from lmq_worker.failures import Unreachable
 from lmq_worker.spool import Spool
 
@@ -29,12 +29,14 @@ class NoEndpoint(LmqError):
     code = "no_endpoint"
     retryable = True
 
-    def __init__(self, looked_at: list[str]) -> None:
-        super().__init__(
-            f"no model server at {', '.join(looked_at)}; start one (LM Studio: lms server start), "
-            "or name it: --endpoint URL --backend lm_studio",
-            looked_at=looked_at,
+    def __init__(self, looked_at: list[str], why: str = "") -> None:
+        """Say where was looked; `why` is what happened at the only endpoint there is, the one that was named."""
+        advice = (
+            f"{why}; start it, or wait for it: --backend openai or lm_studio"
+            if why
+            else "start one (LM Studio: lms server start), or name it: --endpoint URL --backend lm_studio"
         )
+        super().__init__(f"no model server at {', '.join(looked_at)}; {advice}", looked_at=looked_at)
         self.looked_at = looked_at
 
 
@@ -45,13 +47,16 @@ async def detected(config: WorkerConfig) -> WorkerConfig:
         NoEndpoint: nothing does.
     """
     candidates = [config.endpoint] if config.endpoint else list(USUAL_ENDPOINTS)
+    why = ""
     for url in candidates:
-        endpoint = Endpoint(replace(config, endpoint=url))
+        # LM Studio greets beside /v1, which a URL copied from an OpenAI client ends with.
+        endpoint = Endpoint(replace(config, endpoint=base_url(url)))
         try:
             backend = "lm_studio" if await greets(endpoint) else "openai"
-        except Unreachable:
+        except Unreachable as failure:
+            why = failure.message
             continue
         finally:
             await endpoint.close()
         return replace(config, endpoint=url, backend=backend)
-    raise NoEndpoint(candidates)
+    raise NoEndpoint(candidates, why if config.endpoint else "")

@@ -58,9 +58,14 @@ ROWS: tuple[Row, ...] = (
     _row("P", "context_overflow", "cannot truncate prompt with n_keep"),
     _row("P", "context_overflow", "trying to keep the first", "tokens when context the overflows"),
     _row("P", "context_overflow", "maximum context length is"),
+    _row("P", "context_overflow", "context_length_exceeded"),
+    _row("P", "context_overflow", "contextwindowexceedederror"),
+    # One input of an embedding; a server that is asked for several names the one that is too long.
+    _row("P", "context_overflow", "is too large to process", "physical batch size"),
     _row("P", "model_not_found", "invalid model identifier"),
     _row("P", "model_not_found", "model_not_found"),
     _row("P", "model_not_found", "not found, try pulling it first"),
+    _row("P", "model_not_found", "invalid model name passed in model="),
     _row("P", "bad_request", "'response_format.type' must be"),
     _row("P", "bad_request", "'input' field must be"),
     _row("P", "bad_request", "missing_required_parameter"),
@@ -68,6 +73,7 @@ ROWS: tuple[Row, ...] = (
     _row("P", "bad_request", "invalid json"),
     _row("P", "bad_request", "unexpected token", "json"),
     _row("P", "bad_schema", "failed to parse grammar"),
+    _row("P", "bad_schema", "json schema error at"),
     _row("P", "bad_prompt_template", "jinja"),
     _row("P", "bad_prompt_template", "applyprompttemplate"),
     _row("P", "bad_prompt_template", "prompt template"),
@@ -87,9 +93,11 @@ _BY_STATUS = {
     401: Verdict("endpoint_refuses_token", "release", action="pause"),
     403: Verdict("endpoint_refuses_token", "release", action="pause"),
     404: Verdict("wrong_endpoint", permanent=True, action="none"),
+    405: Verdict("wrong_endpoint", permanent=True, action="none"),
     413: Verdict("bad_request", permanent=True, action="none"),
     422: Verdict("bad_request", permanent=True, action="none"),
     429: Verdict("endpoint_busy", "release", action="wait"),
+    501: Verdict("wrong_endpoint", permanent=True, action="none"),
     503: Verdict("endpoint_busy", "release", action="wait"),
 }
 _UNKNOWN = Verdict("server_error")
@@ -97,6 +105,8 @@ _INVALID = Verdict("bad_request", permanent=True, action="none")
 
 # Actions after which the whole endpoint is held back, not only the job.
 HOLD_ENDPOINT = frozenset({"pause"})
+
+FIRST_ERROR_STATUS = 400
 
 _NESTED = re.compile(r"returned \d{3}: (\{.*)", re.DOTALL)
 
@@ -152,17 +162,36 @@ def read_error(body: object, *, status: int = 0, retry_after_ms: int = 0) -> Ser
     """Return the error that a decoded answer or event carries, or None if it carries none.
 
     Shapes: `error` a string (A), an object (B, C), a string with JSON inside (D), any of them under status 200 (E) or
-    in a stream (F); an object that is itself the error (`"object": "error"`).
+    in a stream (F); an object that is itself the error (`"object": "error"`); under a status that is no success also
+    `detail`, as web frameworks have it, or a bare `message`.
     """
     if not isinstance(body, dict):
         return None
     error = body.get("error")
     if error is None and body.get("object") == "error":
         error = body
+    if error is None and status >= FIRST_ERROR_STATUS:
+        error = _detail(body.get("detail")) or _text(body.get("message"))
     if not error:
         return None
     message, code, kind, sizes = _read(error)
+    more = body.get("message")
+    if isinstance(error, str) and isinstance(more, str) and more not in message:
+        # A short title beside the sentence that says which route, which field.
+        message = f"{message}: {more}"
     return ServerError(message, code=code, kind=kind, status=status, retry_after_ms=retry_after_ms, **sizes)
+
+
+def _detail(detail: object) -> object:
+    """Return what a `detail` says: a text, an object like any error, or a list of the fields that do not fit."""
+    if not isinstance(detail, list):
+        return detail
+    said = []
+    for one in detail:
+        where = one.get("loc") if isinstance(one, dict) else None
+        what = _text(one.get("msg") if isinstance(one, dict) and one.get("msg") else one)
+        said.append(f"{'.'.join(map(str, where))}: {what}" if isinstance(where, list) and where else what)
+    return "; ".join(said)
 
 
 def error_of_answer(text: str, status: int, retry_after_ms: int = 0) -> ServerError:

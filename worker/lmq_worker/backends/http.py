@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from lmq_worker.backends.errors_table import ServerError, error_of_answer, read_error
+from lmq_worker.backends.errors_table import FIRST_ERROR_STATUS, ServerError, error_of_answer, read_error
 from lmq_worker.backends.sse import EventTooLong, SseParser
 from lmq_worker.failures import Stalled, StreamCut, Unreachable
 
@@ -94,7 +94,7 @@ class Endpoint:
         finally:
             await response.aclose()
         if response.status_code != httpx.codes.OK:
-            raise error_of_answer(text, response.status_code, _retry_after_ms(response))
+            raise _refusal(method, path, text, response)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -118,21 +118,34 @@ class Endpoint:
         except TimeoutError as error:
             raise Stalled("first_byte_timeout", self._first_byte_s) from error
         try:
-            await self._check_stream(response)
-            yield self._events(response)
+            whole = await self._unstreamed(path, response)
+            yield self._events(response) if whole is None else _only(whole)
         finally:
             await response.aclose()
 
-    async def _check_stream(self, response: httpx.Response) -> None:
-        kind = response.headers.get("content-type", "")
-        if response.status_code == httpx.codes.OK and "json" not in kind:
-            return
+    async def _unstreamed(self, path: str, response: httpx.Response) -> dict[str, Any] | None:
+        """Return the answer of a server that does not stream, as the one event it amounts to; None: a stream follows.
+
+        Raises:
+            ServerError: the answer is an error.
+            Stalled, StreamCut: it does not come to its end.
+        """
+        success = response.status_code == httpx.codes.OK
+        if success and "json" not in response.headers.get("content-type", ""):
+            return None
+        # A server that sends the head first is silent until the whole answer is written.
+        silent_s = self._first_byte_s if success else self._between_s
         try:
-            async with asyncio.timeout(self._between_s):
-                text = (await response.aread())[:ERROR_CHARS].decode("utf-8", "replace")
-        except (httpx.TransportError, TimeoutError) as error:
-            raise StreamCut(f"inside an error answer: {error}") from error
-        raise error_of_answer(text, response.status_code, _retry_after_ms(response))
+            async with asyncio.timeout(silent_s):
+                text = (await response.aread()).decode("utf-8", "replace")
+        except TimeoutError as error:
+            raise Stalled("first_byte_timeout", silent_s) from error
+        except httpx.TransportError as error:
+            raise StreamCut(_why(error)) from error
+        whole = _whole_answer(text) if success else None
+        if whole is None:
+            raise _refusal("POST", path, text[:ERROR_CHARS], response)
+        return whole
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         """Yield the JSON of each event until `[DONE]` or the end of the stream; raise what an event says went wrong."""
@@ -193,6 +206,30 @@ def _event(name: str, data: str) -> dict[str, Any]:
     if failed is not None:
         raise failed
     return event if isinstance(event, dict) else {}
+
+
+async def _only(event: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    yield event
+
+
+def _whole_answer(text: str) -> dict[str, Any] | None:
+    """Return an answer that has choices and no error; None if it is another."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+        return None
+    return answer if read_error(answer) is None else None
+
+
+def _refusal(method: str, path: str, text: str, response: httpx.Response) -> ServerError:
+    """Return the error of an answer; it names the path where that, and no job, is what is wrong."""
+    status = response.status_code
+    error = error_of_answer(text, status, _retry_after_ms(response))
+    if status >= FIRST_ERROR_STATUS and (method == "GET" or error.verdict.code == "wrong_endpoint"):
+        error.message = f"{path}: {error.message} (HTTP {status})"
+    return error
 
 
 def _retry_after_ms(response: httpx.Response) -> int:

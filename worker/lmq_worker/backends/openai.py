@@ -55,8 +55,10 @@ class OpenAIBackend(EngineBackend):
         try:
             props = await self.endpoint.get("/props")
         except AttemptFailed as failure:
-            if failure.reached_endpoint:
-                self._has_props = False
+            if failure.verdict.code == "endpoint_loading":
+                # It lists its model while that loads; what it says then of slots would be a guess.
+                raise
+            self._has_props = False if failure.verdict.code == "wrong_endpoint" else None
             return 1, 0
         self._has_props = True
         return read_props(props)

@@ -51,7 +51,8 @@ class Answer:
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return
         choice = choices[0]
-        delta = choice.get("delta")
+        # A server that does not stream has the whole `message` where a chunk has its `delta`.
+        delta = choice.get("delta") or choice.get("message")
         if isinstance(delta, dict):
             self._delta(delta)
         elif isinstance(choice.get("text"), str):
