@@ -217,6 +217,6 @@ def test_lm_studio_is_recognized_by_any_url_of_it(ending: str) -> None:
 
 def test_nobody_at_the_endpoint_that_was_named() -> None:
     with pytest.raises(
-        NoEndpoint, match=r"server at http://127\.0\.0\.1:9; no connection: .*; start it, or wait"
+        NoEndpoint, match=r"server at http://127\.0\.0\.1:9; no connection: .*; start it .*, or wait"
     ):
         asyncio.run(detected(WorkerConfig(endpoint="http://127.0.0.1:9")))

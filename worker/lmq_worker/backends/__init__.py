@@ -32,7 +32,7 @@ class NoEndpoint(LmqError):
     def __init__(self, looked_at: list[str], why: str = "") -> None:
         """Say where was looked; `why` is what happened at the only endpoint there is, the one that was named."""
         advice = (
-            f"{why}; start it, or wait for it: --backend openai or lm_studio"
+            f"{why}; start it (LM Studio: lms server start), or wait for it: --backend openai or lm_studio"
             if why
             else "start one (LM Studio: lms server start), or name it: --endpoint URL --backend lm_studio"
         )
