@@ -24,7 +24,8 @@ def hello(state: BrokerState, out: Out, stimulus: Received, command: Hello, now:
         if here is not None and here.worker is not None:
             raise ProtocolError(f"this connection is that of worker {here.worker}")
         who = identify(state, stimulus.credential, command.user, command)
-        if peer not in state.sessions and len(state.sessions) >= state.settings.sessions:
+        is_new = peer not in state.sessions and command.instance not in state.peers
+        if is_new and len(state.sessions) >= state.settings.sessions:
             raise full(state, now, "sessions", len(state.sessions), state.settings.sessions)
         if len(command.instance) != _INSTANCE_BYTES:
             raise BadField("instance", len(command.instance), f"{_INSTANCE_BYTES} bytes")

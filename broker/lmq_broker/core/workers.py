@@ -59,6 +59,9 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
         state, out, peer, InstanceId(command.instance), who, command.software, protocol, now
     )
     session.worker = worker.name
+    if worker.peer is None:
+        tell(state, now, Kind.WORKER_UP, worker=worker.name,
+             detail={"endpoint": worker.endpoint, "backend": worker.backend, "host": worker.host})  # fmt: skip
     worker.peer = peer
     worker.enlist_id = command.request_id
     worker.gone_ms = 0
@@ -136,8 +139,6 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
         heard_ms=now.mono_ms, peer=None,
     )  # fmt: skip
     state.workers[worker.name] = worker
-    tell(state, now, Kind.WORKER_UP, worker=worker.name,
-         detail={"endpoint": command.endpoint, "backend": command.backend, "host": command.host})  # fmt: skip
     return worker
 
 

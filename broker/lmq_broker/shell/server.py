@@ -1,6 +1,7 @@
 """The poll loop: take in what waits, `step`, carry out the effects, wait. It thinks about no job."""
 
 import gc
+import heapq
 import logging
 import os
 import signal
@@ -81,7 +82,9 @@ class Server:
         self._reread_defaults = reread_defaults
         self._announce = announce
         self._bodies = Bodies(payload_cache_bytes)
-        self._held: deque[Send | SendWork] = deque()
+        self._held: list[tuple[int, int, Send | SendWork]] = []
+        """Heap of (journal position, number, effect): text waits for its lease's position, not for the present one."""
+        self._holds = 0
         self._records: list[Record] = []
         self._waiting_work: list[SendWork] = []
         self._unread_work: deque[SendWork] = deque()
@@ -215,12 +218,12 @@ class Server:
         for effect in effects:
             if isinstance(effect, Send):
                 if effect.after > durable:
-                    self._held.append(effect)
+                    self._hold(effect)
                 else:
                     self._send_message(effect)
             elif isinstance(effect, SendWork):
                 if effect.after > durable:
-                    self._held.append(effect)
+                    self._hold(effect)
                 else:
                     self._waiting_work.append(effect)
             elif isinstance(effect, Publish):
@@ -238,11 +241,16 @@ class Server:
             else:
                 self._records.append(effect)
 
+    def _hold(self, effect: Send | SendWork) -> None:
+        """Keep an effect until the disk is as far as it needs; of one position, the first held is the first to go."""
+        self._holds += 1
+        heapq.heappush(self._held, (effect.after, self._holds, effect))
+
     def _flush(self, durable: int) -> None:
         """Send what had to wait for the disk and need not any more."""
         held = self._held
-        while held and held[0].after <= durable:
-            effect = held.popleft()
+        while held and held[0][0] <= durable:
+            effect = heapq.heappop(held)[2]
             if isinstance(effect, SendWork):
                 self._send_work(effect)
             else:
