@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS
 from lmq_proto.messages import CatalogModel, InstanceInfo
 
 ANY = "*"
@@ -39,6 +40,13 @@ def instance_names(info: InstanceInfo) -> frozenset[str]:
 def catalog_names(entry: CatalogModel) -> frozenset[str]:
     """Return the names of a model on disk."""
     return names_of(entry.model, entry.variants)
+
+
+def suits(kind: str, task_type: str) -> bool:
+    """Tell whether an instance of this kind can run this type of task, whatever model it has."""
+    if kind == "any" or task_type not in ENGINE_TASKS:
+        return True
+    return kind == ("embedding" if task_type in EMBEDDING_TASKS else "llm")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

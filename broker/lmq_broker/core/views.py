@@ -286,15 +286,12 @@ def health(state: BrokerState, out: Out, session: Session, command: Health, now:
 
 
 def backup(state: BrokerState, out: Out, session: Session, command: Backup) -> None:
-    """Have the journal copied."""
-    if not command.path or len(command.path) > 4096:
-        refuse(
-            state,
-            out,
-            session.peer,
-            command.request_id,
-            BadField("path", command.path, "1 to 4096 characters"),
+    """Have the journal copied. The path is the broker's, whose working folder is nobody's business."""
+    if not command.path.startswith("/") or len(command.path) > 4096 or not command.path.isprintable():
+        error = BadField(
+            "path", command.path, "an absolute path on the broker's machine, up to 4096 characters"
         )
+        refuse(state, out, session.peer, command.request_id, error)
         return
     out.append(Read(CopyJournal(Context(session.peer, command), command.path), state.position))
 
@@ -451,48 +448,69 @@ def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> l
                 code="no_worker_for_queue", text=text, fields={"queue": job.queue, "task_type": job.task_type}
             )
         ]
-    reasons = []
     names = frozenset(models.normal(model) for model in job.models)
-    able = 0
+    reasons: list[Reason] = []
     for worker in serving:
-        has_it = any(
-            not names or not instance.names or names & instance.names
-            for instance in worker.instances.values()
-        )
-        hold = state.worker_holds.get(worker.name)
-        breaker = worker.capacity.breaker
-        if hold is not None:
-            text = f"{worker.name} is paused{_held(hold, now)}"
-            facts = Reason(code="worker_paused", text=text, fields={"worker": worker.name, "by": hold.by})
-            reasons.append(facts)
-            hints.append(f"lmq workers resume {worker.name}")
-        elif breaker is not None:
-            since_s = max(0, now.wall_ms - breaker.since_ms) // 1000
-            text = f"the endpoint of {worker.name} fails since {since_s} s: {breaker.reason}"
-            reasons.append(
-                Reason(code="breaker_open", text=text, fields={"worker": worker.name, "since_s": since_s})
-            )
-        elif worker.loading:
-            reasons.append(Reason(code="loading", text=f"{worker.name} is loading {worker.loading}",
-                                  fields={"worker": worker.name, "model": worker.loading}))  # fmt: skip
-            able += 1
-        elif has_it:
-            able += 1
-        else:
-            reasons += _why_not_loaded(worker, names, now)
-    if able and not any(reason.code == "loading" for reason in reasons):
-        return []
-    if names and not able and not any(reason.code == "not_loaded" for reason in reasons):
-        known = [each for every in state.known_models.values() for each in every]
-        near = models.nearest(job.models[0], known)
-        text = f"no connected endpoint has {job.models[0]}" + (
-            f"; nearest: {', '.join(near)}" if near else ""
-        )
-        reasons.insert(
-            0, Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})
-        )
-        hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
+        told = _why_not_here(state, worker, job, names, hints, now)
+        if told is None:
+            return []
+        reasons += told
+    if not reasons:
+        reasons = _why_no_model(state, job, hints)
     return reasons
+
+
+def _why_not_here(
+    state: BrokerState, worker: Worker, job: Job, names: frozenset[str], hints: list[str], now: Now
+) -> list[Reason] | None:
+    """Return what keeps a worker that serves a job's queue from running it; None if nothing but other jobs does."""
+    hold = state.worker_holds.get(worker.name)
+    breaker = worker.capacity.breaker
+    ever = names_known(state, worker)
+    if names and names.isdisjoint(ever) and models.ANY not in ever:
+        return []
+    if hold is not None:
+        hints.append(f"lmq workers resume {worker.name}")
+        text = f"{worker.name} is {'draining' if hold.kind == 'drain' else 'paused'}{_held(hold, now)}"
+        return [Reason(code="worker_paused", text=text, fields={"worker": worker.name, "by": hold.by})]
+    if breaker is not None:
+        since_s = max(0, now.wall_ms - breaker.since_ms) // 1000
+        text = f"the endpoint of {worker.name} fails since {since_s} s: {breaker.reason}"
+        return [Reason(code="breaker_open", text=text, fields={"worker": worker.name, "since_s": since_s})]
+    named = [
+        instance
+        for instance in worker.instances.values()
+        if not names or not instance.names or names & instance.names
+    ]
+    if any(models.suits(instance.kind, job.task_type) for instance in named):
+        return None
+    if worker.loading:
+        text = f"{worker.name} is loading {worker.loading}"
+        return [Reason(code="loading", text=text, fields={"worker": worker.name, "model": worker.loading})]
+    if named:
+        able = "vectors" if named[0].kind == "embedding" else "text"
+        text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
+        return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
+    return _why_not_loaded(worker, names, now)
+
+
+def names_known(state: BrokerState, worker: Worker) -> frozenset[str]:
+    """Return every name that a model a worker ever announced answers to."""
+    known = state.known_models.get(worker.name, [])
+    return frozenset(name for model in known for name in (models.names_of(model) | {model}))
+
+
+def _why_no_model(state: BrokerState, job: Job, hints: list[str]) -> list[Reason]:
+    """Return that no connected endpoint has a model, and which are near."""
+    if not job.models:
+        return [
+            Reason(code="no_model", text=f"no connected endpoint has a model loaded for {job.task_type} jobs")
+        ]
+    known = [name for names in state.known_models.values() for name in names]
+    near = [name for name in models.nearest(job.models[0], known) if name not in job.models]
+    text = f"no connected endpoint has {job.models[0]}" + (f"; nearest: {', '.join(near)}" if near else "")
+    hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
+    return [Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})]
 
 
 def _why_not_loaded(worker: Worker, names: frozenset[str], now: Now) -> list[Reason]:

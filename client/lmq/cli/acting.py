@@ -79,7 +79,8 @@ def tell_outcomes(session: Session, outcomes: list[Outcome], done: str) -> None:
         shown = outcomes if len(outcomes) <= TOLD else []
         for outcome in shown:
             if outcome.outcome != "refused":
-                words = done if outcome.outcome == "changed" else f"was {done} already"
+                already = "had ended already" if done == "cancelled" else f"was {done} already"
+                words = done if outcome.outcome == "changed" else already
                 click.echo(f"{padded(short(outcome.job_id), 6)}  {words}")
         if not shown:
             changed = sum(outcome.outcome == "changed" for outcome in outcomes)

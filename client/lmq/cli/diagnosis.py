@@ -198,7 +198,9 @@ def _endpoints(facts: Facts) -> Iterator[Finding]:
             continue
         host = worker.endpoint.partition("://")[2].rpartition(":")[0] or worker.host
         text = f"the endpoint {worker.endpoint} of worker {worker.name} is down: {breaker.reason}"
-        if host in LOOPBACK:
+        if worker.backend != "lm_studio":
+            yield Finding("fault", text, f"start the model server at {worker.endpoint}, or see what it says")
+        elif host in LOOPBACK:
             yield Finding("fault", text, f"on {worker.host}: start LM Studio's server, or: lms server start")
         else:
             yield Finding(

@@ -332,6 +332,22 @@ def test_an_endpoint_that_fails_is_why() -> None:
     assert (reason.code, reason.fields) == ("breaker_open", {"worker": "w1", "since_s": 5})
 
 
+def test_a_model_whose_endpoint_fails_is_not_said_to_be_nowhere() -> None:
+    job = ready("a", task_type="chat", models=["big"])
+    broker = a_broker(jobs=[job], workers=[idle("w1", instances=[instance("i", model="big", kind="llm")])])
+    broker.has_capacity("w1", breaker=Breaker(since_ms=broker.wall_ms, reason="connection refused"))
+    assert codes(broker, "a") == ["breaker_open"]
+    assert not [hint for hint in hints(broker, "a") if "--model" in hint]
+
+
+def test_a_model_of_another_kind_is_why() -> None:
+    job = ready("a", task_type="chat", models=["vec"])
+    broker = a_broker(
+        jobs=[job], workers=[idle("w1", instances=[instance("i", model="vec", kind="embedding")])]
+    )
+    assert codes(broker, "a") == ["wrong_kind"]
+
+
 def test_a_model_that_is_loading_or_on_disk_only_is_why() -> None:
     job = ready("a", task_type="chat", models=["big"])
     broker = a_broker(jobs=[job], workers=[idle("w1", instances=[], catalog=on_disk("big"), may_load=True)])

@@ -248,7 +248,7 @@ def test_a_refused_act_says_why_and_ends_with_its_status() -> None:
     refusal = ErrorInfo("wrong_state", "", False, {"job_id": ID_A, "state": "done", "wanted": "an open job"})
     broker = FakeBroker(outcomes=[Outcome(ID_A, "refused", refusal), Outcome(ID_B, "unchanged")])
     ended = run(broker, "cancel", ID_A, ID_B)
-    assert (ended.exit_code, ended.stdout) == (1, "7KQ2M9  was cancelled already\n")
+    assert (ended.exit_code, ended.stdout) == (1, "7KQ2M9  had ended already\n")
     assert "job JZ6EB6 is done; this needs an open job" in ended.stderr
 
 

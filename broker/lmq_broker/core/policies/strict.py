@@ -9,10 +9,10 @@ from collections import deque
 
 import msgspec
 
-from lmq_broker.core.models import catalog_names, names_of, normal
+from lmq_broker.core.models import catalog_names, names_of, normal, suits
 from lmq_broker.core.policies.base import Decision, Fleet, Load, Start, Unload, WakeAt
 from lmq_broker.core.ranks import Ranks
-from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Settings
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import Instance, Job, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto.bounds import PRIORITY_MAX
@@ -228,12 +228,8 @@ def _serves(worker: Worker, key: LaneKey) -> bool:
 
 def _fits(instance: Instance, lane: Lane) -> bool:
     """Tell whether an instance's model and kind suit a lane."""
-    if instance.kind == "any" or lane.key[1] not in ENGINE_TASKS:
-        return not lane.names or not instance.names or bool(lane.names & instance.names)
-    wanted = "embedding" if lane.key[1] in EMBEDDING_TASKS else "llm"
-    return instance.kind == wanted and (
-        not lane.names or not instance.names or bool(lane.names & instance.names)
-    )
+    named = not lane.names or not instance.names or bool(lane.names & instance.names)
+    return named and suits(instance.kind, lane.key[1])
 
 
 def _most_room(
