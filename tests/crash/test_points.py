@@ -123,11 +123,7 @@ POINTS: list[Any] = [
     ("reply:acked", 2),
     ("told:acked", 1),
     ("reply:finished", 1),
-    pytest.param(
-        "reply:enlisted",
-        1,
-        marks=pytest.mark.xfail(run=False, reason="a worker whose first `enlist` gets lost waits for ever"),
-    ),
+    ("reply:enlisted", 1),
     ("reply:welcome", 1),
 ]
 

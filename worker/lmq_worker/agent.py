@@ -139,6 +139,7 @@ class Agent:
         self._core = WorkerCore(enlist, spooled=self._spool.results(), pace=pace)
         self._link.connect()
         self._carry_out(self._core.start(now_ms()))
+        self._set_timer()
         self._supervisor.ready(f"looking for a broker at {self._link.address}")
         watch = asyncio.create_task(self._watch_endpoint())
         stop = asyncio.create_task(self._stop.wait())

@@ -16,6 +16,8 @@ Out = list[Effect]
 """The effects of the present step, in order."""
 
 _RATE_WINDOW_S = 30
+FULL = "full"
+"""The trouble of a disk that takes no more records."""
 
 
 def put(state: BrokerState, out: Out, record: Record) -> None:
@@ -61,10 +63,24 @@ def reply(state: BrokerState, out: Out, peer: PeerId, message: ToPeer, body: byt
     out.append(Send(peer, message, body, state.position))
 
 
+def read_position(state: BrokerState) -> int:
+    """Return the journal position that an answer about what is on disk waits for.
+
+    On a full disk nothing would ever be answered if reads waited for the records that do not fit. What is read then
+    comes from the journal alone, which holds nothing that a crash can undo.
+    """
+    return 0 if state.disk.trouble == FULL else state.position
+
+
+def inform(state: BrokerState, out: Out, peer: PeerId, message: ToPeer, body: bytes = b"") -> None:
+    """Answer with what was read, or with facts of the broker itself."""
+    out.append(Send(peer, message, body, read_position(state)))
+
+
 def refuse(state: BrokerState, out: Out, peer: PeerId, request_id: int, error: LmqError) -> None:
     """Answer a command with an error, and count it."""
     out.append(
-        Send(peer, ErrorReply(request_id=request_id, error=refusal(state, error)), after=state.position)
+        Send(peer, ErrorReply(request_id=request_id, error=refusal(state, error)), after=read_position(state))
     )
 
 

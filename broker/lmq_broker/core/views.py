@@ -3,7 +3,7 @@
 from itertools import islice
 
 from lmq_broker.core import commands, fields, leases, models, workers
-from lmq_broker.core.chronicle import Out, channel, refuse, reply
+from lmq_broker.core.chronicle import FULL, Out, channel, inform, read_position, refuse, reply
 from lmq_broker.core.effects import Publish, Read
 from lmq_broker.core.reads import (
     Context,
@@ -105,9 +105,10 @@ def status(state: BrokerState, out: Out, session: Session, command: Status) -> N
         error = BadField("job_ids", len(command.job_ids), f"at most {bounds.BATCH_JOBS}")
         refuse(state, out, session.peer, command.request_id, error)
         return
-    ended = [job_id for job_id in command.job_ids if job_id in state.finished]
-    if ended:
-        out.append(Read(ReadJobs(Context(session.peer, command), ended), state.position))
+    is_full = state.disk.trouble == FULL
+    on_disk = [job_id for job_id in command.job_ids if is_full or job_id in state.finished]
+    if on_disk:
+        out.append(Read(ReadJobs(Context(session.peer, command), on_disk), read_position(state)))
     else:
         status_loaded(state, out, session, command, JobsReply([]))
 
@@ -118,15 +119,15 @@ def status_loaded(state: BrokerState, out: Out, session: Session, command: Statu
     found = []
     missing = []
     for job_id in command.job_ids:
-        job = state.jobs.get(job_id)
         past = stored.get(job_id)
+        job = None if state.disk.trouble == FULL else state.jobs.get(job_id)
         if job is not None and _may_see(session, job.user):
             found.append(of_job(state, job))
         elif job is None and past is not None and _may_see(session, past.user):
             found.append(of_stored(state, past))
         else:
             missing.append(job_id)
-    reply(state, out, session.peer, Statuses(request_id=command.request_id, jobs=found, missing=missing))
+    inform(state, out, session.peer, Statuses(request_id=command.request_id, jobs=found, missing=missing))
 
 
 def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs) -> None:
@@ -144,21 +145,21 @@ def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs)
     only = "" if session.who.role in SEES_ALL else session.who.user
     context = Context(session.peer, command)
     request = ReadList(context, command.match, only, command.after, command.limit, command.oldest_first)
-    out.append(Read(request, state.position))
+    out.append(Read(request, read_position(state)))
 
 
 def listed(state: BrokerState, out: Out, session: Session, command: ListJobs, answer: ListReply) -> None:
     """Answer a list; what is open is shown as it is now."""
+    live = {} if state.disk.trouble == FULL else state.jobs
     views = [
-        of_job(state, state.jobs[job.id]) if job.id in state.jobs else of_stored(state, job)
-        for job in answer.jobs
+        of_job(state, state.jobs[job.id]) if job.id in live else of_stored(state, job) for job in answer.jobs
     ]
-    reply(state, out, session.peer, Listed(request_id=command.request_id, jobs=views, more=answer.more))
+    inform(state, out, session.peer, Listed(request_id=command.request_id, jobs=views, more=answer.more))
 
 
 def get_payload(state: BrokerState, out: Out, session: Session, command: GetPayload) -> None:
     """Have a payload read."""
-    out.append(Read(ReadPayload(Context(session.peer, command), command.job_id), state.position))
+    out.append(Read(ReadPayload(Context(session.peer, command), command.job_id), read_position(state)))
 
 
 def payload_loaded(
@@ -169,9 +170,9 @@ def payload_loaded(
     if answer.job is None or not may_act_for(who.principal, who.role, who.user, answer.job.user):
         refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
         return
-    job = state.jobs.get(command.job_id)
+    job = None if state.disk.trouble == FULL else state.jobs.get(command.job_id)
     view = of_stored(state, answer.job) if job is None else of_job(state, job)
-    reply(state, out, session.peer, Payload(request_id=command.request_id, job=view), answer.payload)
+    inform(state, out, session.peer, Payload(request_id=command.request_id, job=view), answer.payload)
 
 
 # --- nouns -----------------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
             if len(oldest) == len(state.queues):
                 break
     found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
-    reply(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
@@ -211,7 +212,7 @@ def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
 def list_workers(state: BrokerState, out: Out, session: Session, command: ListWorkers, now: Now) -> None:
     """Answer with all workers."""
     found = [_worker(state, worker, now) for _, worker in sorted(state.workers.items())]
-    reply(state, out, session.peer, Workers(request_id=command.request_id, workers=found))
+    inform(state, out, session.peer, Workers(request_id=command.request_id, workers=found))
 
 
 def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
@@ -246,7 +247,7 @@ def list_models(state: BrokerState, out: Out, session: Session, command: ListMod
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
-    reply(state, out, session.peer, Models(request_id=command.request_id, models=views))
+    inform(state, out, session.peer, Models(request_id=command.request_id, models=views))
 
 
 def _with(
@@ -272,7 +273,7 @@ def counts(state: BrokerState) -> dict[str, int]:
 def health(state: BrokerState, out: Out, session: Session, command: Health, now: Now) -> None:
     """Answer with the broker's own facts."""
     host = state.host
-    reply(state, out, session.peer, HealthReply(
+    inform(state, out, session.peer, HealthReply(
         request_id=command.request_id, software=state.software, protocol=bounds.PROTOCOL_NEWEST,
         broker_id=state.broker_id, epoch=state.epoch, wall_ms=now.wall_ms, uptime_ms=now.mono_ms - state.started_ms,
         counts=counts(state), ended=dict(state.ended), refused=dict(state.refused),
