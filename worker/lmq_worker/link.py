@@ -140,10 +140,11 @@ class Link:
             self._retry = asyncio.get_running_loop().call_later(RETRY_SEND_S, self._retry_send)
 
     def _send_waiting(self) -> None:
-        if not self._waiting:
-            return
+        waited = len(self._waiting)
         while self._waiting and self._try_send(self._waiting[0]):
             self._waiting.popleft()
+        if len(self._waiting) == waited:
+            return  # looking again would find the same: the timer or the socket says when
         if not self._waiting:
             self._unblocked()
         self._plan_look()
