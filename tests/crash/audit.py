@@ -35,6 +35,8 @@ class Audit:
         self.book = book
         self.problems: list[str] = []
         self.jobs: dict[str, lmq.JobStatus] = {}
+        self.cut_short = 0
+        """Texts of done jobs without their end: results outlive their worker in its spool, text does not."""
 
     def blame(self, what: str) -> None:
         self.problems.append(what)
@@ -174,9 +176,9 @@ class Audit:
                     job = self.jobs.get(job_id)
                     if job is not None and job.state == "done":
                         pieces = self.plan(job_id).payload["pieces"]
-                        assert is_over, "the job is done and its text has no end"
-                        assert len(content.split()) == pieces, f"{len(content.split())} of {pieces} pieces"
-                        assert attempt == job.attempt, f"of attempt {attempt}, the last was {job.attempt}"
+                        self.cut_short += not is_over
+                        assert not is_over or len(content.split()) == pieces, f"not {pieces} pieces"
+                        assert attempt in (0, job.attempt), f"of attempt {attempt} instead of {job.attempt}"
                 case [channel, of, count, text]:
                     assert number == 0 or of == attempt, f"attempt {of} follows {attempt} unannounced"
                     assert count == number + 1, f"piece {count} follows {number}"

@@ -39,6 +39,7 @@ class Campaign:
         self.chance = Random(seed)
         self.ledger = Ledger()
         self.epochs = 0
+        self.worker_kills = 0
         self.deeds: list[str] = []
         self.broker = self.start_broker()
         self.broker.line("broker ready at")
@@ -84,6 +85,7 @@ class Campaign:
         if what in ("worker", "all"):
             name = WORKERS[which]
             self.workers[name].kill()
+            self.worker_kills += 1
             self.workers[name] = self.start_worker(name)
         if what in ("client", "all"):
             name = CLIENTS[which]
@@ -125,6 +127,8 @@ class Campaign:
         audit.no_lease_was_given_twice()
         audit.events_are_gapless_and_tell_each_life_once(last_seq)
         audit.texts_are_never_spliced()
+        if audit.cut_short > int(SLOTS) * self.worker_kills:
+            audit.blame(f"{audit.cut_short} texts have no end, with {self.worker_kills} kills of workers")
         if died := self.fleet.died():
             audit.problems += died
         assert self.broker.terminate() == 0
@@ -146,6 +150,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(
     book = audit.book
     print(  # noqa: T201
         f"{kills} kills, {campaign.epochs} brokers, {len(audit.jobs)} jobs, {len(book.accepted)} acknowledged, "
-        f"{len(book.leases)} leases, {len(book.events)} events, {len(book.texts)} texts read"
+        f"{len(book.leases)} leases, {len(book.events)} events, {len(book.texts)} texts read, "
+        f"{audit.cut_short} of them cut short by the death of their worker"
     )
     assert not audit.problems, f"{audit.verdict()}\nto repeat: {repeat}\n" + "\n".join(campaign.deeds)

@@ -191,7 +191,9 @@ def test_on_a_full_disk_submits_are_refused_and_reads_go_on(cramped: Fleet) -> N
         assert q.job(acknowledged[0]).payload() == {"x": "x" * 400_000}
         assert set(acknowledged) <= {job.id for job in q.jobs(limit=1000)}
         (cramped.data.parent / "ballast").unlink()
-        with contextlib.suppress(lmq.WaitTimeout):  # it gave up before there was room again, or was accepted then
+        with contextlib.suppress(
+            lmq.WaitTimeout
+        ):  # it gave up before there was room again, or was accepted then
             held.result(PATIENCE_S)  # type: ignore[attr-defined]  # a future
 
 

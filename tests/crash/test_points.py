@@ -8,7 +8,7 @@ import sqlite3
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -105,7 +105,7 @@ def story(fleet: Fleet) -> Story:
     return Story(fleet)
 
 
-POINTS: list[Any] = [
+POINTS = [
     ("before:submit", 1),
     ("before:submit", 3),
     ("inside:submit", 2),
