@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import lmq
-from conftest import POLL_S
+from conftest import eventually
 from crash.plans import Plan
 
 if TYPE_CHECKING:
@@ -207,23 +206,20 @@ def open_jobs(q: lmq.Client) -> int:
 
 def wait_until_all_ended(q: lmq.Client, fleet: Fleet, within_s: float) -> None:
     """Return once no job is open; a failure says what is, who could run it, and what the processes said."""
-    deadline_s = time.monotonic() + within_s
-    while open_jobs(q):
-        if time.monotonic() >= deadline_s:
-            left = [
-                (job.id, job.state, job.attempt, job.worker, job.suspect)
-                for job in all_jobs(q)
-                if not job.is_final
-            ]
-            lines = [f"{len(left)} jobs have not ended after {within_s} s, such as {left[:5]}"]
-            lines += [f"worker {worker}" for worker in q.workers()]
-            lines += [
-                f"{program.name} (pid {program.pid}) said: {program.said()[-2000:]}"
-                for program in fleet.programs
-                if program.is_alive
-            ]
-            pytest.fail("\n".join(lines))
-        time.sleep(POLL_S)
+    try:
+        eventually(lambda: not open_jobs(q), within_s, "every job to end")
+    except pytest.fail.Exception as failure:
+        left = [
+            (job.id, job.state, job.attempt, job.worker, job.suspect)
+            for job in all_jobs(q)
+            if not job.is_final
+        ]
+        lines = [f"{failure}; {len(left)} have not, such as {left[:5]}"]
+        lines += [f"worker {worker}" for worker in q.workers()]
+        for program in fleet.programs:
+            if program.is_alive:
+                lines.append(f"{program.name} (pid {program.pid}) said: {program.said()[-2000:]}")
+        pytest.fail("\n".join(lines))
 
 
 def last_cursor(q: lmq.Client) -> int:

@@ -8,7 +8,8 @@ import shutil
 import sqlite3
 import struct
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from crash.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from crash.fleet import Program
 
 JOURNAL = "journal.sqlite3"
 WAL = JOURNAL + "-wal"
@@ -132,27 +135,33 @@ def cramped(small_disk: Path, tmp_path: Path) -> Iterator[Fleet]:
         yield fleet
 
 
-def fill(q: lmq.Client, pool: ThreadPoolExecutor) -> tuple[list[str], object]:
+def is_answered_or_full(submit: Future[lmq.Job[lmq.Json]], broker: Program) -> bool:
+    return submit.done() or "trouble=full" in broker.said()
+
+
+def fill(
+    broker: Program, q: lmq.Client, pool: ThreadPoolExecutor
+) -> tuple[list[str], Future[lmq.Job[lmq.Json]]]:
     """Submit until the disk is full; return the ids of what was acknowledged, and the submit that was not."""
     acknowledged: list[str] = []
     while True:
         submit = pool.submit(q.submit, "later", {"x": "x" * 400_000})
-        try:
-            acknowledged.append(submit.result(3).id)
-        except TimeoutError:
+        eventually(partial(is_answered_or_full, submit, broker), PATIENCE_S, "an answer, or a full disk")
+        if not submit.done():
             return acknowledged, submit
+        acknowledged.append(submit.result().id)
 
 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_heals_by_itself(cramped: Fleet) -> None:
     broker = cramped.ready_broker(LMQ_BROKER_FREE_FLOOR_BYTES="0")
     with ThreadPoolExecutor(1) as pool, lmq.Client(cramped.url, timeout_s=PATIENCE_S) as q:
-        acknowledged, held = fill(q, pool)
+        acknowledged, held = fill(broker, q, pool)
         broker.line("trouble=full")
         assert broker.is_alive
         (cramped.data.parent / "ballast").unlink()
         # The batch that found no room was kept: its submit is acknowledged now, late but truly.
-        acknowledged.append(held.result(PATIENCE_S).id)  # type: ignore[attr-defined]  # a future
+        acknowledged.append(held.result(PATIENCE_S).id)
         broker.line("trouble=none")
         acknowledged.append(q.submit("later", {"x": "small"}).id)
         assert sorted(job.id for job in q.jobs(limit=1000)) == sorted(acknowledged)
@@ -167,19 +176,19 @@ def test_a_broker_killed_on_a_full_disk_and_started_there_has_all_that_it_acknow
 ) -> None:
     broker = cramped.ready_broker(LMQ_BROKER_FREE_FLOOR_BYTES="0")
     with ThreadPoolExecutor(1) as pool, lmq.Client(cramped.url, timeout_s=PATIENCE_S) as q:
-        acknowledged, held = fill(q, pool)
+        acknowledged, held = fill(broker, q, pool)
         broker.kill()
         broker = cramped.ready_broker(LMQ_BROKER_FREE_FLOOR_BYTES="0")
         (cramped.data.parent / "ballast").unlink()
-        acknowledged.append(held.result(PATIENCE_S).id)  # type: ignore[attr-defined]  # a future
+        acknowledged.append(held.result(PATIENCE_S).id)
         assert sorted(job.id for job in q.jobs(limit=1000)) == sorted(acknowledged)
 
 
 @pytest.mark.slow
 def test_on_a_full_disk_submits_are_refused_and_reads_go_on(cramped: Fleet) -> None:
     broker = cramped.ready_broker(LMQ_BROKER_FREE_FLOOR_BYTES="0")
-    with ThreadPoolExecutor(1) as pool, lmq.Client(cramped.url, timeout_s=10) as q:
-        acknowledged, held = fill(q, pool)
+    with ThreadPoolExecutor(1) as pool, lmq.Client(cramped.url, timeout_s=PATIENCE_S) as q:
+        acknowledged, held = fill(broker, q, pool)
         broker.line("trouble=full")
         health = q.health()
         assert health.disk_trouble == "full"
@@ -194,7 +203,7 @@ def test_on_a_full_disk_submits_are_refused_and_reads_go_on(cramped: Fleet) -> N
         with contextlib.suppress(
             lmq.WaitTimeout
         ):  # it gave up before there was room again, or was accepted then
-            held.result(PATIENCE_S)  # type: ignore[attr-defined]  # a future
+            held.result(PATIENCE_S)
 
 
 @pytest.mark.slow
