@@ -1,5 +1,6 @@
 """The broker's command: `lmq broker`, `lmq-broker`, `python -m lmq_broker`."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     from lmq_broker.version import software
 
     logs.set_up(config.log_level, config.log_format)
+    gc.disable()  # a million jobs coming back would be looked through again and again
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)

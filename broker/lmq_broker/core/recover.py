@@ -127,6 +127,7 @@ def _reopen(state: BrokerState, stored: StoredJob, memory: Memory, now: Now) -> 
     intern = state.names.setdefault
     job.queue, job.task_type = intern(job.queue, job.queue), intern(job.task_type, job.task_type)
     job.user = type(job.user)(intern(job.user, job.user))
+    job.principal = intern(job.principal, job.principal)
     job.models = state.model_lists.setdefault(job.models, job.models)
     job.text_attempt, job.text_last = memory.stored_text.get(job.number, (0, 0))
     state.jobs[job.id] = job
