@@ -57,7 +57,7 @@ SAID = [
     ("Invalid JSON in the body", 400, "bad_request", "fail", True, "none"),
     ("Unexpected token } in JSON at position 12", 400, "bad_request", "fail", True, "none"),
     ("failed to parse grammar", 400, "bad_schema", "fail", True, "none"),
-    ("Unable to generate parser for this template. JSON schema error at #: unrecognized type objekt", 400,
+    ("Unable to generate parser for this template. JSON schema error at #: unrecognized type thing", 400,
      "bad_schema", "fail", True, "none"),
     ("Engine protocol applyPromptTemplate request returned 500: Jinja Exception: roles must alternate", 500,
      "bad_prompt_template", "fail", True, "none"),
