@@ -68,9 +68,9 @@ def writing(*, settings: Settings | None = None, **fields: Any) -> Broker:
 
 def test_text_is_pushed_as_it_comes_numbered_from_one() -> None:
     broker = writing()
-    broker.writes("w1", "a", 1, "Hel", "lo")
+    broker.writes("w1", "a", 1, "Hell", "o")
     first = pushed(turn(broker))
-    assert first == [Text(job_id=job_id("a"), attempt=1, first=1, pieces=pieces("Hel", "lo"))]
+    assert first == [Text(job_id=job_id("a"), attempt=1, first=1, pieces=pieces("Hell", "o"))]
     broker.writes("w1", "a", 3, "!")
     assert [(push.first, words([push])) for push in pushed(turn(broker))] == [(3, "!")]
 
