@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
@@ -209,17 +210,22 @@ def wait_until_all_ended(q: lmq.Client, fleet: Fleet, within_s: float) -> None:
     try:
         eventually(lambda: not open_jobs(q), within_s, "every job to end")
     except pytest.fail.Exception as failure:
-        left = [
-            (job.id, job.state, job.attempt, job.worker, job.suspect)
-            for job in all_jobs(q)
-            if not job.is_final
-        ]
-        lines = [f"{failure}; {len(left)} have not, such as {left[:5]}"]
-        lines += [f"worker {worker}" for worker in q.workers()]
-        for program in fleet.programs:
-            if program.is_alive:
-                lines.append(f"{program.name} (pid {program.pid}) said: {program.said()[-2000:]}")
-        pytest.fail("\n".join(lines))
+        pytest.fail(f"{failure}\n{standstill(q, fleet)}")
+
+
+def standstill(q: lmq.Client, fleet: Fleet) -> str:
+    """Return how things stand when nothing goes on any more: jobs, workers, and what each process says."""
+    lines = [repr(q.health())]
+    left = [job for job in all_jobs(q) if not job.is_final]
+    lines += [f"{len(left)} jobs are open, such as:", *(repr(job) for job in left[:5])]
+    lines += [repr(worker) for worker in q.workers()]
+    for program in fleet.programs:
+        if program.is_alive:
+            if program.name.startswith(("client", "tail")):
+                program.send_signal(signal.SIGUSR1)
+                program.line("most recent call first", 10)
+            lines.append(f"{program.name} (pid {program.pid}) said: {program.said()[-3000:]}")
+    return "\n".join(lines)
 
 
 def last_cursor(q: lmq.Client) -> int:

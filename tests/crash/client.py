@@ -6,7 +6,9 @@ thing that it is about to do and each thing that it was told. `python -m crash.c
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 import threading
 from queue import SimpleQueue
@@ -113,6 +115,7 @@ class LoadClient:
 
 
 def main(url: str, name: str, first: str, *again: str) -> None:
+    faulthandler.register(signal.SIGUSR1)
     client = LoadClient(url, name, int(first))
     try:
         client.run([int(number) for number in again])

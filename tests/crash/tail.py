@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 
 import lmq
@@ -10,6 +12,7 @@ from crash.ledger import line
 
 
 def main(url: str, cursor: str) -> None:
+    faulthandler.register(signal.SIGUSR1)
     with lmq.Client(url, user="tail") as q, q.events(since=int(cursor)) as events:
         for event in events:
             epoch = event.detail.get("epoch")

@@ -9,7 +9,7 @@ import pytest
 
 import lmq
 from conftest import eventually
-from crash.audit import Audit, check_journal, last_cursor, wait_until_all_ended
+from crash.audit import Audit, check_journal, last_cursor, standstill, wait_until_all_ended
 from crash.ledger import Ledger
 from crash.plans import Plan
 
@@ -78,7 +78,7 @@ class Campaign:
         which = self.chance.randrange(2)
         hit = self.chance.random() < 0.2
         self.deeds.append(f"after {gap} facts {what} {which}{' while it starts' if hit else ''}")
-        self.ledger.wait_for(gap, STILL_S)
+        self.go_on(gap)
         assert not (died := self.fleet.died()), "\n".join(died)
         if what in ("broker", "all"):
             self.kill_broker(while_it_starts=hit)
@@ -94,6 +94,16 @@ class Campaign:
         if what in ("tail", "all"):
             self.tail.kill()
             self.tail = self.start_tail()
+
+    def go_on(self, facts: int) -> None:
+        """Wait until so many more facts were told."""
+        try:
+            self.ledger.wait_for(facts, STILL_S)
+        except pytest.fail.Exception as failure:
+            assert not (died := self.fleet.died()), "\n".join([*self.deeds[-20:], *died])
+            with lmq.Client(self.fleet.url, user="auditor", timeout_s=10) as q:
+                deeds = "\n".join(self.deeds[-20:])
+                pytest.fail(f"{failure}, at kill {len(self.deeds)}\n{standstill(q, self.fleet)}\n{deeds}")
 
     def kill_broker(self, *, while_it_starts: bool) -> None:
         self.broker.kill()
