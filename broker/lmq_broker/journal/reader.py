@@ -62,6 +62,8 @@ class ReadPayloads(msgspec.Struct, frozen=True):
     """The shell's own question: payloads of jobs that are to be sent to a worker."""
 
     numbers: list[int]
+    ticket: int = 0
+    """By which the shell knows what it asked for."""
 
 
 class PayloadsReply(msgspec.Struct, frozen=True):

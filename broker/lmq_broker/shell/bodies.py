@@ -27,11 +27,7 @@ class Bodies:
                 if body is not None:
                     self._held_bytes -= len(body)
 
-    def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Return the jobs whose payloads have to be read."""
-        return [number for number in numbers if number not in self._bodies]
-
-    def joined(self, numbers: Iterable[int], extra: dict[int, bytes]) -> bytes:
-        """Return the payloads of jobs one after the other."""
+    def held(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Return the payloads that are here, by job number. What is not has to be read."""
         bodies = self._bodies
-        return b"".join(extra[number] if number in extra else bodies[number] for number in numbers)
+        return {number: bodies[number] for number in numbers if number in bodies}

@@ -42,7 +42,7 @@ from lmq_broker.shell.notify import Notifier
 from lmq_proto.codec import FROM_PEER_TABLE, VersionRefused, encode
 from lmq_proto.errors import LmqError, ProtocolError
 from lmq_proto.ids import PeerId
-from lmq_proto.messages import ErrorReply, ToPeer
+from lmq_proto.messages import ErrorReply, Group, ToPeer, Work
 
 log = logging.getLogger("lmq.broker")
 
@@ -87,7 +87,8 @@ class Server:
         self._holds = 0
         self._records: list[Record] = []
         self._waiting_work: list[SendWork] = []
-        self._unread_work: deque[SendWork] = deque()
+        self._unread_work: dict[int, tuple[SendWork, dict[int, bytes]]] = {}
+        self._last_ticket = 0
         self._backlog = Backlog(door.send)
         self._wake_at_ms = 0
         self._next_facts_ms = 0
@@ -184,7 +185,8 @@ class Server:
                 log.error("journal_unreadable", extra={"fields": {"error": answer.error}})
                 self.exit_code = 1
             elif isinstance(answer, PayloadsReply):
-                self._send_waiting(answer.payloads)
+                assert isinstance(question, ReadPayloads)
+                self._send_waiting(question.ticket, answer.payloads)
             else:
                 assert not isinstance(question, ReadPayloads)
                 request: ReadRequest = question
@@ -268,20 +270,38 @@ class Server:
 
     def _send_work(self, effect: SendWork) -> None:
         """Send leases with their payloads, or read those first."""
-        missing = self._bodies.missing(effect.numbers)
+        held = self._bodies.held(effect.numbers)
+        missing = [number for number in effect.numbers if number not in held]
         if missing:
-            self._unread_work.append(effect)
-            self._journal.ask(ReadPayloads(missing), self._state.position)
+            # What is here is kept with it: a job that ends meanwhile takes its payload out of the store.
+            self._last_ticket += 1
+            self._unread_work[self._last_ticket] = effect, held
+            self._journal.ask(ReadPayloads(missing, self._last_ticket), self._state.position)
         else:
-            self._send(effect.peer, encode(effect.message, self._bodies.joined(effect.numbers, {})))
+            self._send(
+                effect.peer, encode(effect.message, b"".join(held[number] for number in effect.numbers))
+            )
 
     def _send(self, peer: PeerId, frames: list[bytes]) -> None:
         self._backlog.send(peer, frames, time.monotonic_ns() // 1_000_000)
 
-    def _send_waiting(self, payloads: dict[int, bytes]) -> None:
-        """Send the leases whose payloads have been read; questions are answered in the order they were asked."""
-        effect = self._unread_work.popleft()
-        self._send(effect.peer, encode(effect.message, self._bodies.joined(effect.numbers, payloads)))
+    def _send_waiting(self, ticket: int, payloads: dict[int, bytes]) -> None:
+        """Send the leases whose payloads have been read, but for those of jobs that were deleted meanwhile."""
+        effect, held = self._unread_work.pop(ticket)
+        numbers = iter(effect.numbers)
+        bodies = held | payloads
+        parts: list[bytes] = []
+        groups = []
+        for group in effect.message.groups:
+            leases = []
+            for lease, number in zip(group.leases, numbers, strict=False):
+                if number in bodies:
+                    leases.append(lease)
+                    parts.append(bodies[number])
+            if leases:
+                groups.append(Group(leases=leases))
+        if groups:
+            self._send(effect.peer, encode(Work(groups=groups), b"".join(parts)))
 
     # --- the machine around ------------------------------------------------------------------------------------------
 
