@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 import pytest
+
+from ports import a_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,10 +33,6 @@ SOURCES = os.pathsep.join(
 WITHIN_S = 60.0
 
 _LINES_KEPT = 2000
-
-# Below the range from which the kernel takes ports of outgoing connections. Above it, a peer that reconnects while
-# the broker is down may be given the broker's own port, connect to itself, and keep the broker from binding it.
-_PORTS = (20_000, 32_000)
 
 
 class Program:
@@ -211,19 +208,3 @@ class Fleet:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def a_port() -> int:
-    """Return a free port that no outgoing connection will be given."""
-    first, last = _PORTS
-    span = last - first
-    start = int.from_bytes(os.urandom(2), "big") % span
-    for step in range(span):
-        port = first + (start + step) % span
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port on loopback")

@@ -23,6 +23,7 @@ import zmq
 from lmq_proto import errors, events, messages
 from lmq_proto.codec import FROM_PEER_TABLE, cut, encode, verb_of
 from lmq_proto.states import FINAL
+from ports import a_port, bind
 
 T = TypeVar("T")
 
@@ -199,8 +200,10 @@ class FakeBroker:
         for each in (self._router, self._pub):
             each.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._port = _bind(self._router, self._port)
-        self._pub_port = _bind(self._pub, self._pub_port)
+        self._port = self._port or a_port()
+        bind(self._router, self._port)
+        self._pub_port = self._pub_port or a_port()
+        bind(self._pub, self._pub_port)
         self.disk.epoch += 1
         self._event("broker_started")
         poller = zmq.Poller()
@@ -633,17 +636,3 @@ def _vector(text: str) -> bytes:
     import struct
 
     return struct.pack("<2f", float(len(text)), 1.0)
-
-
-def _bind(bound: zmq.Socket[bytes], port: int) -> int:
-    """Bind to a port, or to any; the port of a socket that was just closed may take a moment to be free."""
-    for _ in range(1000):
-        try:
-            bound.bind(f"tcp://127.0.0.1:{port or '*'}")
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE:
-                raise
-            bound.poll(5)
-        else:
-            return int(bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-    raise AssertionError(f"port {port} did not become free")

@@ -41,6 +41,7 @@ from lmq_worker.config import WorkerConfig, complete
 from lmq_worker.logs import start_logs
 from lmq_worker.open_data import pack, unpack
 from lmq_worker.spool import Spool
+from ports import a_port, bind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -60,12 +61,9 @@ class FakeBroker:
     def __init__(self, context: zmq.asyncio.Context, port: int = 0, epoch: int = 1) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        if port:
-            self.socket.bind(f"tcp://127.0.0.1:{port}")
-        else:
-            port = self.socket.bind_to_random_port("tcp://127.0.0.1")
-        self.port = port
-        self.url = f"tcp://127.0.0.1:{port}"
+        self.port = port or a_port()
+        bind(self.socket, self.port)
+        self.url = f"tcp://127.0.0.1:{self.port}"
         self.epoch = epoch
         self.acks = True
         self.text_durable = True
