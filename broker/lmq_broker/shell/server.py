@@ -201,14 +201,15 @@ class Server:
         """End the core's turn and hand its records to the writing thread."""
         self._wake_at_ms = now.mono_ms + 60_000
         self._carry_out(step(self._state, TurnEnded(), now))
-        if self._records:
-            records, self._records = self._records, []
-            self._bodies.take_in(records)
-            self._journal.append(self._state.position, records)
-            joblog.write(records)
+        records, self._records = self._records, []
+        self._bodies.take_in(records)
         work, self._waiting_work = self._waiting_work, []
         for effect in work:
             self._send_work(effect)
+        # Only now: once it is awake, the writing thread takes the interpreter from whoever sends.
+        if records:
+            self._journal.append(self._state.position, records)
+            joblog.write(records)
 
     # --- effects -----------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 import httpx
 
+from lmq_worker import __version__
 from lmq_worker.backends.errors_table import FIRST_ERROR_STATUS, ServerError, error_of_answer, read_error
 from lmq_worker.backends.sse import EventTooLong, SseParser
 from lmq_worker.failures import Stalled, StreamCut, Unreachable
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 KEEPALIVE_EXPIRY_S = 2.0
 # More connections than any endpoint has slots; the broker bounds what is in flight.
 CONNECTIONS = 1024
+# How long the end of a body may take after its last event.
+REST_TIMEOUT_S = 1.0
 # How long a look at the endpoint (its models, its health) may take.
 LOOK_TIMEOUT_S = 10.0
 # The most of an answer that says an error.
@@ -35,26 +40,33 @@ class Endpoint:
         self.url = config.endpoint
         self._first_byte_s = config.first_byte_timeout_s
         self._between_s = config.between_chunks_timeout_s
-        headers = {"Authorization": f"Bearer {config.api_token}"} if config.api_token else {}
+        self._headers = {"Accept": "*/*", "User-Agent": f"lmq-worker/{__version__}"}
+        if config.api_token:
+            self._headers["Authorization"] = f"Bearer {config.api_token}"
+        elif userinfo := httpx.URL(config.endpoint).userinfo:
+            self._headers["Authorization"] = f"Basic {base64.b64encode(unquote_to_bytes(userinfo)).decode()}"
         timeout = httpx.Timeout(None, connect=config.connect_timeout_s, write=config.write_timeout_s)
-        self._client = httpx.AsyncClient(
-            base_url=config.endpoint,
-            headers=headers,
-            timeout=timeout,
+        self._extensions = {"timeout": timeout.as_dict()}
+        # The transports alone: what a client adds (redirects, cookies, proxies) nobody wants here, and it takes as long
+        # as all of our own code for a request.
+        self._transport = httpx.AsyncHTTPTransport(
             limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE_EXPIRY_S),
             trust_env=False,
         )
         # Keeps no connection, so each of its requests has a new one.
-        self._fresh = httpx.AsyncClient(
-            base_url=config.endpoint,
-            headers=headers,
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0),
-            trust_env=False,
+        self._fresh = httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=0), trust_env=False
         )
+        self._urls: dict[str, httpx.URL] = {}
+        self.unfinished: set[asyncio.Task[None]] = set()
+        """Bodies that are read to their end after their last event."""
 
     async def close(self) -> None:
-        await self._client.aclose()
+        for rest in self.unfinished:
+            rest.cancel()
+        if self.unfinished:
+            await asyncio.wait(self.unfinished)
+        await self._transport.aclose()
         await self._fresh.aclose()
 
     async def get(self, path: str) -> Any:
@@ -117,11 +129,18 @@ class Endpoint:
                 response = await self._send("POST", path, body)
         except TimeoutError as error:
             raise Stalled("first_byte_timeout", self._first_byte_s) from error
+        stream = _Stream(response, self._first_byte_s, self._between_s)
         try:
             whole = await self._unstreamed(path, response)
-            yield self._events(response) if whole is None else _only(whole)
+            yield stream.events() if whole is None else _only(whole)
         finally:
-            await response.aclose()
+            if stream.is_done:
+                # Closed as it is, the connection would be lost: what ends the body comes after `[DONE]`.
+                rest = asyncio.create_task(stream.read_rest())
+                self.unfinished.add(rest)
+                rest.add_done_callback(self.unfinished.discard)
+            else:
+                await response.aclose()
 
     async def _unstreamed(self, path: str, response: httpx.Response) -> dict[str, Any] | None:
         """Return the answer of a server that does not stream, as the one event it amounts to; None: a stream follows.
@@ -147,34 +166,10 @@ class Endpoint:
             raise _refusal("POST", path, text[:ERROR_CHARS], response)
         return whole
 
-    async def _events(self, response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-        """Yield the JSON of each event until `[DONE]` or the end of the stream; raise what an event says went wrong."""
-        parser = SseParser()
-        chunks = response.aiter_bytes()
-        silent_s, code = self._first_byte_s, "first_byte_timeout"
-        ended = False
-        while not ended:
-            try:
-                async with asyncio.timeout(silent_s):
-                    chunk = await anext(chunks, None)
-                events = parser.end() if chunk is None else parser.feed(chunk)
-            except TimeoutError as error:
-                raise Stalled(code, silent_s) from error
-            except httpx.TransportError as error:
-                raise StreamCut(_why(error)) from error
-            except EventTooLong as error:
-                raise ServerError(str(error)) from error
-            silent_s, code = self._between_s, "chunk_timeout"
-            ended = chunk is None
-            for name, data in events:
-                if data.strip() == "[DONE]":
-                    return
-                yield _event(name, data)
-
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Send and return the answer's head; when not one byte of it came, try once more on a fresh connection."""
         try:
-            return await self._send_by(self._client, method, path, body)
+            return await self._send_by(self._transport, method, path, body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unreachable(_why(error)) from error
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.CloseError):
@@ -186,13 +181,62 @@ class Endpoint:
             raise Unreachable(_why(error)) from error
 
     async def _send_by(
-        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+        self, transport: httpx.AsyncHTTPTransport, method: str, path: str, body: dict[str, Any] | None
     ) -> httpx.Response:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx.URL(self.url.rstrip("/") + path)
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        return await client.send(
-            client.build_request(method, path, content=content, headers=headers), stream=True
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        return await transport.handle_async_request(
+            httpx.Request(method, url, content=content, headers=headers, extensions=self._extensions)
         )
+
+
+class _Stream:
+    """The events of one answer, and what comes after them."""
+
+    def __init__(self, response: httpx.Response, first_byte_s: float, between_s: float) -> None:
+        self._response = response
+        self._chunks = response.aiter_bytes()
+        self._first_byte_s, self._between_s = first_byte_s, between_s
+        self.is_done = False
+        """`[DONE]` was seen."""
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the JSON of each event until `[DONE]` or the end of the stream; raise what an event says went wrong."""
+        parser = SseParser()
+        silent_s, code = self._first_byte_s, "first_byte_timeout"
+        ended = False
+        while not ended:
+            try:
+                async with asyncio.timeout(silent_s):
+                    chunk = await anext(self._chunks, None)
+                events = parser.end() if chunk is None else parser.feed(chunk)
+            except TimeoutError as error:
+                raise Stalled(code, silent_s) from error
+            except httpx.TransportError as error:
+                raise StreamCut(_why(error)) from error
+            except EventTooLong as error:
+                raise ServerError(str(error)) from error
+            silent_s, code = self._between_s, "chunk_timeout"
+            ended = chunk is None
+            for name, data in events:
+                if data.strip() == "[DONE]":
+                    self.is_done = True
+                    return
+                yield _event(name, data)
+
+    async def read_rest(self) -> None:
+        """Read to the end of the body, so that the connection can be used again; close it if the end does not come."""
+        try:
+            async with asyncio.timeout(REST_TIMEOUT_S):
+                async for _ in self._chunks:
+                    pass
+        except (TimeoutError, httpx.TransportError):
+            pass
+        finally:
+            await self._response.aclose()
 
 
 def _event(name: str, data: str) -> dict[str, Any]:
