@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
-from lmq_broker.core.policies.base import Decision, Fleet, Policy
+from lmq_broker.core.policies.base import Decision, Fleet, Policy, Spent
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, Job
+from lmq_broker.core.state import Instance, Job, Lease as HeldLease, Worker
 from lmq_broker.core.stimuli import Credential, Now, Received, TurnEnded
 from lmq_proto.ids import PeerId
 from lmq_proto.messages import Enlist, FromPeer, Hello, Results, Submit
@@ -50,14 +50,20 @@ class Timed:
     def withdrawn(self, job: Job) -> None:
         self._policy.withdrawn(job)
 
-    def started(self, job: Job, instance: Instance) -> None:
-        self._policy.started(job, instance)
+    def started(self, lease: HeldLease, instance: Instance, now: Now) -> None:
+        self._policy.started(lease, instance, now)
 
-    def served(self, job: Job, tokens: int) -> None:
-        self._policy.served(job, tokens)
+    def resumed(self, lease: HeldLease) -> None:
+        self._policy.resumed(lease)
 
-    def ended(self, job: Job, engine_ms: int) -> None:
-        self._policy.ended(job, engine_ms)
+    def served(self, lease: HeldLease, tokens: int) -> None:
+        self._policy.served(lease, tokens)
+
+    def ended(self, lease: HeldLease, spent: Spent, now: Now) -> None:
+        self._policy.ended(lease, spent, now)
+
+    def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
+        self._policy.loaded(worker, model, took_ms, no_memory=no_memory)
 
     def ahead(self, job: Job, fleet: Fleet) -> int:
         return self._policy.ahead(job, fleet)

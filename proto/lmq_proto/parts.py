@@ -236,6 +236,8 @@ class Capacity(Part, frozen=True, kw_only=True):
     """It may load models of its catalog when told so."""
     slots: int | None = None
     """Jobs over all instances; absent: the sum of theirs."""
+    models_max: int | None = None
+    """Models in memory at once; absent: as many as fit."""
     breaker: Breaker | None = None
     host: HostLoad | None = None
     notes: list[str] = []

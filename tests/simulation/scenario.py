@@ -43,7 +43,8 @@ class Story(NamedTuple):
 class Scenario:
     """The whole world of one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, policy: str) -> None:
+        self.policy = policy
         self.world = world = World(seed)
         random = world.random
         self.evil = random.choice((0.0, 0.0, 0.0, 0.03, 0.1))
@@ -65,8 +66,9 @@ class Scenario:
     def _settings(self) -> Settings:
         random = self.world.random
         if not self.tight:
-            return Settings(text_flush_bytes=random.choice((200, 16_384)))
+            return Settings(policy=self.policy, text_flush_bytes=random.choice((200, 16_384)))
         return Settings(
+            policy=self.policy,
             jobs_open=random.choice((12, 1000)), jobs_open_per_user=random.choice((6, 1000)),
             jobs_kept=random.choice((3, 1000)), tombstones=random.choice((2, 1000)),
             tombstone_ms=random.choice((5000, 7 * bounds.DAY_MS)), events_in_memory=random.choice((3, 50)),
@@ -300,6 +302,6 @@ class Scenario:
         assert not state.text_readers
 
 
-def simulate(seed: int) -> Story:
-    """Run the world of a seed to its end."""
-    return Scenario(seed).run()
+def simulate(seed: int, policy: str) -> Story:
+    """Run the world of a seed, its broker under one policy, to its end."""
+    return Scenario(seed, policy).run()

@@ -64,6 +64,8 @@ class WorkerConfig:
 
     may_load: bool = True
     """Load and unload models when the broker says so (lm_studio)."""
+    models_max: int = 0
+    """Models in the endpoint's memory at once; 0: as many as fit."""
     load_timeout_s: float = 900.0
     """A load that takes longer has failed."""
     poll_s: float = 5.0

@@ -205,7 +205,7 @@ def cancel(state: BrokerState, out: Out, job: Job, now: Now, *, by: str) -> None
     lease = job.lease
     jobs.end(state, out, job, State.CANCELLED, now, by=by)
     if lease is not None:
-        leases.stop(state, out, lease, "cancelled")
+        leases.stop(state, out, lease, "cancelled", now)
 
 
 def _check_room(state: BrokerState, user: str, now: Now) -> None:

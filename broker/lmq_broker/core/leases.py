@@ -5,7 +5,7 @@ import heapq
 from lmq_broker.core import jobs, readers, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
-from lmq_broker.core.policies.base import Fleet, Load, Start, Unload, WakeAt
+from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
 from lmq_broker.core.settings import ENGINE_TASKS
 from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Worker
 from lmq_broker.core.stimuli import Now
@@ -67,7 +67,7 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
             if any(job.task_type not in ENGINE_TASKS for job in decision.group):
                 held[worker.name] = True
         elif isinstance(decision, Load):
-            workers.load(state, out, decision.worker, decision.model)
+            workers.load(state, out, decision.worker, decision.model, now)
         elif isinstance(decision, Unload):
             workers.unload(state, out, decision.worker, decision.instance)
         else:
@@ -81,7 +81,6 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
 def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now) -> LeaseMessage:
     """Lease a ready job to an instance."""
     worker = instance.worker
-    state.policy.started(job, instance)
     move(state, job, State.LEASED)
     job.attempt += 1
     job.epoch = state.epoch
@@ -97,6 +96,7 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
         granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position,
     )  # fmt: skip
     job.lease = lease
+    state.policy.started(lease, instance, now)
     worker.leases[job.id, lease.epoch, lease.attempt] = lease
     instance.leased += 1
     worker.alone = job.past.suspect
@@ -158,7 +158,7 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
         lease.log = report.log[: bounds.REASON_CHARS]
         if report.tokens > lease.tokens:
             lease.tokens = report.tokens
-            state.policy.served(job, report.tokens)
+            state.policy.served(lease, report.tokens)
         lease.tokens_per_s = report.tokens_per_s
         if changed or now.mono_ms - lease.published_ms >= _PROGRESS_EVERY_MS:
             lease.published_ms = now.mono_ms
@@ -213,7 +213,11 @@ def _end_lease(
 ) -> None:
     """Move the job as its worker says that the attempt went."""
     job = lease.job
-    close(state, worker, lease, ended.engine_ms)
+    innocent = lease.uncharged or (not lease.stopping and ended.outcome in ("release", "stopped", "crash"))
+    spent = Spent(
+        ended.prompt_tokens, ended.output_tokens, ended.engine_ms, ended.outcome == "complete", innocent
+    )
+    close(state, worker, lease, now, spent)
     if lease.stopping:
         is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
         if is_latest and job.lease is None and state.jobs.get(job.id) is job:
@@ -244,7 +248,9 @@ def _end_lease(
         fail(state, out, job, error, now, permanent=ended.permanent, wait_ms=ended.retry_after_ms)
 
 
-def close(state: BrokerState, worker: Worker | None, lease: Lease, engine_ms: int = 0) -> None:
+def close(
+    state: BrokerState, worker: Worker | None, lease: Lease, now: Now, spent: Spent = NOTHING_SPENT
+) -> None:
     """End a lease: free its slot and cut the ring between job and lease."""
     job = lease.job
     key = (job.id, lease.epoch, lease.attempt)
@@ -254,7 +260,7 @@ def close(state: BrokerState, worker: Worker | None, lease: Lease, engine_ms: in
             instance.leased -= 1
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
-    state.policy.ended(job, engine_ms)
+    state.policy.ended(lease, spent, now)
 
 
 def fail(
@@ -345,7 +351,7 @@ def _leave_worker(state: BrokerState, out: Out, job: Job) -> None:
 # --- stopped, lost, taken up -----------------------------------------------------------------------------------------
 
 
-def stop(state: BrokerState, out: Out, lease: Lease, reason: str) -> None:
+def stop(state: BrokerState, out: Out, lease: Lease, reason: str, now: Now) -> None:
     """Tell the worker to end a lease that is over; the slot stays taken until it says so."""
     lease.stopping = True
     lease.phase = Phase.STOPPING
@@ -353,7 +359,7 @@ def stop(state: BrokerState, out: Out, lease: Lease, reason: str) -> None:
     lease.text = None
     worker = state.workers.get(lease.worker)
     if worker is None or (lease.job.id, lease.epoch, lease.attempt) not in worker.leases:
-        close(state, worker, lease)
+        close(state, worker, lease, now)
     elif worker.peer is not None:
         refs = [LeaseRef(job_id=lease.job.id, epoch=lease.epoch, attempt=lease.attempt)]
         out.append(Send(worker.peer, Stop(leases=refs, reason=reason), after=state.position))
@@ -372,7 +378,7 @@ def end_overdue(state: BrokerState, out: Out, now: Now) -> None:
             seconds = job.terms.timeout_ms / 1000
             error = ErrorInfo("attempt_timeout", f"no end after {seconds:g} s", True, {"timeout_s": seconds})
             fail(state, out, job, error, now)
-            stop(state, out, lease, "timeout")
+            stop(state, out, lease, "timeout", now)
 
 
 def lose_all(
@@ -385,7 +391,9 @@ def lose_all(
     """
     leases = list(worker.leases.values())
     for lease in leases:
-        close(state, worker, lease)
+        close(
+            state, worker, lease, now, TAKEN_BACK if lease.uncharged or not lease.stopping else NOTHING_SPENT
+        )
     for lease in leases:
         if lease.stopping:
             continue
@@ -397,8 +405,9 @@ def lose_all(
 
 def give_back(state: BrokerState, out: Out, lease: Lease, reason: str, now: Now) -> None:
     """Take a running lease away from its worker, uncharged (a pause with `now`)."""
+    lease.uncharged = True
     release(state, out, lease.job, ErrorInfo("taken_back", reason), now)
-    stop(state, out, lease, reason)
+    stop(state, out, lease, reason, now)
 
 
 def take_up(state: BrokerState, out: Out, worker: Worker, held: Held, now: Now) -> bool:
@@ -431,6 +440,7 @@ def take_up(state: BrokerState, out: Out, worker: Worker, held: Held, now: Now) 
         granted_ms=now.mono_ms, deadline_ms=0, position=state.position, text=readers.log_of(job),
     )  # fmt: skip
     job.lease = lease
+    state.policy.resumed(lease)
     worker.leases[key] = lease
     return True
 
@@ -443,5 +453,5 @@ def end_recovery(state: BrokerState, out: Out, now: Now, worker: str | None = No
     for key, lease in list(state.orphans.items()):
         if worker is None or lease.worker == worker:
             del state.orphans[key]
-            state.policy.ended(lease.job, 0)
+            state.policy.ended(lease, TAKEN_BACK, now)
             release(state, out, lease.job, error, now)

@@ -145,4 +145,5 @@ def _lease_in_doubt(state: BrokerState, job: Job, now: Now) -> Lease:
     if job.text_attempt == job.attempt:
         lease.text = readers.log_of(job)
     state.orphans[job.id, job.epoch, job.attempt] = lease
+    state.policy.resumed(lease)
     return lease

@@ -29,11 +29,34 @@ TASK_DEFAULTS: dict[str, TaskDefaults] = {
 }
 
 
+class BandSettings(msgspec.Struct, frozen=True):
+    """A strict group of priorities."""
+
+    name: str
+    lowest: int
+    """Priorities from here up to the next band's."""
+    share: float = 0.0
+    """Least share of what stricter bands get, 0..1."""
+    patience: float = 3.0
+    """How long the loaded model is preferred to the fair choice, in times of a load."""
+
+
+BANDS = (
+    BandSettings("interactive", 7, 0.0, 1.0),
+    BandSettings("normal", 4, 0.10, 3.0),
+    BandSettings("background", 0, 0.05, 5.0),
+)
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
     policy: str = "strict"
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
+    bands: tuple[BandSettings, ...] = BANDS
+    """From the strictest on."""
+    weights: dict[str, float] = msgspec.field(default_factory=dict)
+    """User -> weight in the fair share; 1 for all others."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 
@@ -88,3 +111,8 @@ class Settings(msgspec.Struct, frozen=True):
     """How long expiry and retention are held after the wall clock jumped."""
     retention_step: int = 500
     retention_every_ms: int = 5000
+
+    @property
+    def least_weight(self) -> float:
+        """The smallest weight that any user has."""
+        return min(1.0, *self.weights.values()) if self.weights else 1.0

@@ -82,6 +82,8 @@ class Lease(msgspec.Struct):
     """Journal position of its record: text of it is pushed to readers from there on."""
     stopping: bool = False
     """The job has passed on or ended; the slot is taken until the worker says that it stopped."""
+    uncharged: bool = False
+    """It was taken back from the worker: its user does not pay for it."""
     phase: str = "sent"
     progress: float = 0.0
     stage: str = ""
@@ -159,6 +161,7 @@ class Worker(msgspec.Struct):
     """A suspect runs here: nothing else may start, so that its crash is known to be its own."""
     loading: str = ""
     """Model or instance that a `load` or `unload` is under way for."""
+    loading_since_ms: int = 0
     command_id: int = 0
     refused_loads: dict[str, int] = msgspec.field(default_factory=dict)
     """Model -> monotonic time from which it may be tried again."""

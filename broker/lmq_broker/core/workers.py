@@ -3,6 +3,7 @@
 from lmq_broker.core import fields, leases, models, sessions
 from lmq_broker.core.chronicle import Out, full, put, refuse, reply, tell
 from lmq_broker.core.effects import Log, Publish, Send
+from lmq_broker.core.policies.base import TAKEN_BACK
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.state import BrokerState, Instance, Session, Worker
 from lmq_broker.core.stimuli import Now, Received
@@ -72,7 +73,7 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
     stop = _settle(state, out, worker, peer, command, now)
     if not repeats:
         # What it was loading, or the word that it had, may be lost: its capacity says what there is.
-        worker.loading, worker.command_id = "", 0
+        worker.loading, worker.loading_since_ms, worker.command_id = "", 0, 0
         _pass_on_unnamed(state, out, worker, command, now)
     set_capacity(state, out, worker, command.capacity, now)
     reply(state, out, peer, Enlisted(
@@ -183,7 +184,7 @@ def _pass_on_unnamed(state: BrokerState, out: Out, worker: Worker, command: Enli
     for key, lease in list(worker.leases.items()):
         if key in named:
             continue
-        leases.close(state, worker, lease)
+        leases.close(state, worker, lease, now, TAKEN_BACK)
         if not lease.stopping:
             error = ErrorInfo("lease_lost", f"worker {worker.name} no longer knew the job", retryable=True)
             leases.release(state, out, lease.job, error, now)
@@ -268,12 +269,13 @@ def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
         )
 
 
-def load(state: BrokerState, out: Out, worker: Worker, model: str) -> None:
+def load(state: BrokerState, out: Out, worker: Worker, model: str, now: Now) -> None:
     """Have a worker load a model; one load at a time per endpoint."""
     assert worker.peer is not None
     assert not worker.loading
     state.last_command += 1
     worker.loading, worker.command_id = model, state.last_command
+    worker.loading_since_ms = now.mono_ms
     command = LoadModel(command_id=state.last_command, model=model)
     out.append(Send(worker.peer, command, after=worker.enlisted_position))
     publish(state, out, worker)
@@ -297,6 +299,10 @@ def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded,
         return
     model, worker.loading = worker.loading, ""
     state.fleet_version += 1
+    since_ms, worker.loading_since_ms = worker.loading_since_ms, 0
+    if since_ms and (command.error is None or command.error.code == "insufficient_memory"):
+        no_memory = command.error is not None
+        state.policy.loaded(worker, model, now.mono_ms - since_ms, no_memory=no_memory)
     if command.error is None:
         worker.refused_loads.pop(model, None)
     else:
@@ -358,7 +364,7 @@ def part(state: BrokerState, out: Out, worker: Worker, now: Now, error: ErrorInf
         tell(state, now, Kind.WORKER_DOWN, worker=worker.name, detail={"error": error.message})
         out.append(Log("worker_down", {"worker": worker.name, "why": error.message}, warning=crashed))
     worker.peer = None
-    worker.loading = ""
+    worker.loading, worker.loading_since_ms = "", 0
     worker.instances = {}
     state.fleet_version += 1
     publish(state, out, worker)

@@ -99,7 +99,11 @@ class LmStudioBackend(EngineBackend):
         if gone and not self._loading:
             self._keep_ours(self._ours - gone)
         return Capacity(
-            instances=instances, catalog=catalog, may_load=self.config.may_load, notes=_notes(instances)
+            instances=instances,
+            catalog=catalog,
+            may_load=self.config.may_load,
+            models_max=self.config.models_max or None,
+            notes=_notes(instances),
         )
 
     def _v1_instances(self, model: dict[str, Any]) -> list[InstanceInfo]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from lmq_broker.core.state import Instance, Job, Worker
+    from lmq_broker.core.state import Instance, Job, Lease, Worker
     from lmq_broker.core.stimuli import Now
 
 
@@ -40,6 +40,22 @@ class WakeAt(msgspec.Struct, frozen=True):
 Decision = Start | Load | Unload | WakeAt
 
 
+class Spent(msgspec.Struct, frozen=True, gc=False):
+    """What a lease came to."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+    complete: bool = False
+    """The work was done: what it took can be learnt from."""
+    innocent: bool = False
+    """It ended through no fault of the job, which is not charged for it."""
+
+
+NOTHING_SPENT = Spent()
+TAKEN_BACK = Spent(innocent=True)
+
+
 class Fleet(msgspec.Struct, frozen=True):
     """What a policy may look at: the workers that can take jobs now, and what is held."""
 
@@ -59,17 +75,23 @@ class Policy(Protocol):
     def withdrawn(self, job: "Job") -> None:
         """A ready job is no longer to be started: cancelled, expired, changed, or given back to its worker."""
 
-    def started(self, job: "Job", instance: "Instance") -> None:
+    def started(self, lease: "Lease", instance: "Instance", now: "Now") -> None:
         """A ready job was leased, as `decide` said."""
 
-    def served(self, job: "Job", tokens: int) -> None:
-        """A leased job has received this many output tokens so far."""
+    def resumed(self, lease: "Lease") -> None:
+        """A lease goes on that another life of the broker gave, or that was thought lost; its job is not ready."""
 
-    def ended(self, job: "Job", engine_ms: int) -> None:
-        """A lease of this job is over, for whatever reason; `engine_ms` of work were done in it."""
+    def served(self, lease: "Lease", tokens: int) -> None:
+        """A running lease has produced this many output tokens so far."""
+
+    def ended(self, lease: "Lease", spent: Spent, now: "Now") -> None:
+        """A lease is over, for whatever reason."""
+
+    def loaded(self, worker: "Worker", model: str, took_ms: int, *, no_memory: bool) -> None:
+        """A load that `decide` asked for has ended: the model is there, or there was no memory for it."""
 
     def decide(self, fleet: Fleet, now: "Now") -> Decision | None:
-        """Say what to do now; asked again until it says None or WakeAt. Must not change anything."""
+        """Say what to do now; asked again until it says None or WakeAt. What it says is done."""
 
     def ahead(self, job: "Job", fleet: Fleet) -> int:
         """Return how many ready jobs would start before this ready one if nothing else came."""

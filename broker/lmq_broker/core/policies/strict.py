@@ -5,11 +5,11 @@ same places wait in one lane; a decision looks at the head of each lane, never a
 """
 
 from lmq_broker.core.models import names_of
-from lmq_broker.core.policies.base import Decision, Fleet, Load, Start, Unload, WakeAt
+from lmq_broker.core.policies.base import Decision, Fleet, Load, Spent, Start, Unload, WakeAt
 from lmq_broker.core.policies.lines import JobLine, Place
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, Job, Worker
+from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 
 
@@ -46,15 +46,21 @@ class Strict:
         if not line.size:
             del self._lanes[line.key]
 
-    def started(self, job: Job, instance: Instance) -> None:
+    def started(self, lease: Lease, instance: Instance, now: Now) -> None:
         """The job at a lane's head has left."""
-        self.withdrawn(job)
+        self.withdrawn(lease.job)
 
-    def served(self, job: Job, tokens: int) -> None:
+    def resumed(self, lease: Lease) -> None:
+        """Strict order keeps no account of what runs."""
+
+    def served(self, lease: Lease, tokens: int) -> None:
         """Strict order keeps no account of service."""
 
-    def ended(self, job: Job, engine_ms: int) -> None:
+    def ended(self, lease: Lease, spent: Spent, now: Now) -> None:
         """Strict order keeps no account of service."""
+
+    def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
+        """Strict order knows no cost of loads."""
 
     def decide(self, fleet: Fleet, now: Now) -> Decision | None:
         """Start the first job that has room; before that, prepare a place for the first that has none."""

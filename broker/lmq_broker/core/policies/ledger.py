@@ -1,0 +1,199 @@
+"""Who has had how much: weighted virtual service of each user in each band. No endpoints, no models, no time.
+
+A flow is a user within a band. Its key K = V + P / weight is what it has received, plus what is predicted of its jobs
+that run, both divided by its weight; the flow with the smallest key is served next. No credit is ever banked: a flow
+that begins to wait is lifted to where the others are. Debt is kept.
+
+Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and lifting on empty -> waiting.
+"""
+
+import heapq
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from lmq_broker.core.policies.costs import Quantiles
+from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.places import LaneKey
+
+K = TypeVar("K", bound=float | tuple[object, ...])
+
+FLOWS = 100_000
+"""Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
+
+
+class Flow:
+    """One user in one band."""
+
+    __slots__ = ("band", "lines", "number", "predicted", "queued", "running", "service", "user", "weight")
+
+    def __init__(self, user: str, band: int, weight: float, number: int) -> None:
+        self.user = user
+        self.band = band
+        self.weight = weight
+        self.number = number
+        """Order of its first job among all flows: settles ties."""
+        self.service = 0.0
+        """V: cost received so far, over the weight."""
+        self.predicted = 0.0
+        """P: what running jobs are still predicted to cost."""
+        self.queued = 0
+        self.running = 0
+        self.lines: dict[LaneKey, JobLine] = {}
+
+    @property
+    def key(self) -> float:
+        """K: the flow with the smallest is served next."""
+        return self.service + self.predicted / self.weight
+
+
+class Standing(Generic[K]):
+    """Which flow has the smallest key, when keys mostly grow.
+
+    A key that has grown is looked at only when its flow comes to the head; one that has shrunk must be put again.
+    """
+
+    __slots__ = ("_heap", "_key", "_noted")
+
+    def __init__(self, key: Callable[[Flow], K]) -> None:
+        self._key = key
+        self._noted: dict[Flow, K] = {}
+        self._heap: list[tuple[K, int, Flow]] = []
+
+    def __len__(self) -> int:
+        return len(self._noted)
+
+    def put(self, flow: Flow) -> None:
+        """Put a flow in, or tell that its key may have become smaller."""
+        key = self._key(flow)
+        noted = self._noted.get(flow)
+        if noted is None or key < noted:  # type: ignore[operator]  # tuples of numbers and floats have an order
+            self._noted[flow] = key
+            heapq.heappush(self._heap, (key, flow.number, flow))
+            if len(self._heap) > 2 * len(self._noted) + 64:
+                self._heap = [(noted, each.number, each) for each, noted in self._noted.items()]
+                heapq.heapify(self._heap)
+
+    def drop(self, flow: Flow) -> None:
+        """Take a flow out; nothing if it is not in."""
+        self._noted.pop(flow, None)
+
+    def first(self) -> tuple[K, Flow] | None:
+        """Return the smallest key with its flow."""
+        heap = self._heap
+        while heap:
+            noted, _, flow = heap[0]
+            if self._noted.get(flow) != noted:
+                heapq.heappop(heap)
+                continue
+            key = self._key(flow)
+            if key == noted:
+                return key, flow
+            self._noted[flow] = key
+            heapq.heapreplace(heap, (key, flow.number, flow))
+        return None
+
+
+class Band:
+    """All flows of one band and what they have had."""
+
+    def __init__(self, index: int, share: float) -> None:
+        self.index = index
+        self.share = share
+        """Least share of what stricter bands get."""
+        self.flows: dict[str, Flow] = {}
+        self.virtual = 0.0
+        """vt: where a flow begins. Never goes back."""
+        self.owed = 0.0
+        """Of its least share, in cost."""
+        self.running = 0
+        self.costs = Quantiles()
+        self._most = 0.0
+        self._waiting: Standing[float] = Standing(_service)
+        self._flows_made = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether any job of the band is queued."""
+        return len(self._waiting) > 0
+
+    @property
+    def turn_cost(self) -> float:
+        """Cost of a middling job: when as much is owed, the band's turn has come."""
+        return self.costs.at(0.5, 1000.0)
+
+    def flow(self, user: str, weight: float) -> Flow:
+        """Return a user's flow, made when it is new."""
+        flow = self.flows.get(user)
+        if flow is None:
+            if len(self.flows) >= FLOWS:
+                self._forget()
+            self._flows_made += 1
+            flow = self.flows[user] = Flow(user, self.index, weight, self._flows_made)
+        return flow
+
+    def enter(self, flow: Flow) -> None:
+        """A job of this flow is queued; the first lifts it to where the others are."""
+        if not flow.queued:
+            first = self._waiting.first()
+            if first is not None:
+                self.virtual = max(self.virtual, first[0])
+            elif not self.running:
+                # Nobody waits and nothing runs: what was is forgiven.
+                self.virtual = max(self.virtual, self._most)
+            flow.service = max(flow.service, self.virtual)
+            self._note(flow)
+            self._waiting.put(flow)
+        flow.queued += 1
+
+    def leave(self, flow: Flow) -> None:
+        """A job of this flow is queued no more."""
+        flow.queued -= 1
+        if not flow.queued:
+            self._waiting.drop(flow)
+
+    def start(self, flow: Flow, cost: float) -> None:
+        """Charge what a job will cost."""
+        flow.predicted += cost
+        flow.running += 1
+        self.running += 1
+        self.costs.learn(cost)
+        self.owed = max(0.0, self.owed - cost)
+
+    def serve(self, flow: Flow, received: float, foreseen: float) -> None:
+        """Charge what was received; `foreseen` of it was predicted, which leaves the key as it is."""
+        flow.predicted = max(0.0, flow.predicted - foreseen)
+        flow.service += received / flow.weight
+        self._note(flow)
+
+    def end(self, flow: Flow, correction: float, unused: float) -> None:
+        """Settle a job: charge or refund the difference to what was received, forget what is left of its prediction."""
+        flow.running -= 1
+        self.running -= 1
+        # With nothing left to run nothing is predicted, whatever rounding has left over.
+        flow.predicted = max(0.0, flow.predicted - unused) if flow.running else 0.0
+        flow.service += correction / flow.weight
+        self._note(flow)
+        if flow.queued:
+            self._waiting.put(flow)
+        elif not flow.running and flow.service <= self.virtual:
+            # It would be lifted to here in any case.
+            del self.flows[flow.user]
+
+    def owe(self, cost: float) -> None:
+        """A stricter band was served while this one waits."""
+        self.owed = min(self.owed + self.share * cost, 4 * self.turn_cost)
+
+    def _note(self, flow: Flow) -> None:
+        self._most = max(self._most, flow.service)
+
+    def _forget(self) -> None:
+        """Forget a tenth of the flows that neither wait nor run: those with least debt."""
+        idle = sorted(
+            (flow for flow in self.flows.values() if not flow.queued and not flow.running), key=_service
+        )
+        for flow in idle[: FLOWS // 10]:
+            del self.flows[flow.user]
+
+
+def _service(flow: Flow) -> float:
+    return flow.service
