@@ -65,6 +65,12 @@ class Timed:
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         self._policy.loaded(worker, model, took_ms, no_memory=no_memory)
 
+    def changes(self) -> dict[str, bytes]:
+        return self._policy.changes()
+
+    def restore(self, kept: dict[str, bytes]) -> None:
+        self._policy.restore(kept)
+
     def ahead(self, job: Job, fleet: Fleet) -> int:
         return self._policy.ahead(job, fleet)
 

@@ -304,6 +304,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
 def _stop(state: BrokerState, out: Out, now: Now) -> None:
     """Take no more, and tell every peer; running jobs go on at their workers."""
     state.stopping = True
+    clocks.keep_ledger(state, out)
     tell(state, now, Kind.BROKER_STOPPED)
     out.extend(
         Send(PeerId(peer), ByeMessage(reason="stopping"), after=state.position) for peer in state.sessions

@@ -7,6 +7,7 @@ import msgspec
 
 from lmq_broker.core import jobs, readers
 from lmq_broker.core.chronicle import Out, put, tell
+from lmq_broker.core.clocks import LEDGER
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
 from lmq_broker.core.policies import POLICIES
@@ -101,6 +102,9 @@ def recover(
             (state.queue_holds if noun == "queue" else state.worker_holds)[what] = held
         elif name.startswith(KNOWN_MODELS):
             state.known_models[name.removeprefix(KNOWN_MODELS)] = value.decode().split("\n")
+    state.policy.restore({
+        name.removeprefix(LEDGER): value for name, value in meta.items() if name.startswith(LEDGER) and value
+    })  # fmt: skip
     state.finished.update(memory.finished)
     state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
     for stored in memory.open_jobs:

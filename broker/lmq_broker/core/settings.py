@@ -48,6 +48,13 @@ BANDS = (
 )
 
 
+class Rates(msgspec.Struct, frozen=True):
+    """What a model takes of an engine's time, in milliseconds a token."""
+
+    prompt_ms: float
+    output_ms: float
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
@@ -57,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True):
     """From the strictest on."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
     """User -> weight in the fair share; 1 for all others."""
+    rates: dict[str, Rates] = msgspec.field(default_factory=dict)
+    """Model -> rates by which jobs are charged; those of other models are learnt."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 

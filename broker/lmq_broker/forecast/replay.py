@@ -17,6 +17,7 @@ from lmq_broker.core.stimuli import Credential, Now, Received, TurnEnded
 from lmq_broker.forecast.engines import Engine, EngineModel, Stream
 from lmq_proto.ids import PeerId
 from lmq_proto.messages import (
+    Cancel,
     CapacityReport,
     Enlist,
     FromPeer,
@@ -30,7 +31,7 @@ from lmq_proto.messages import (
     Submit,
     UnloadModel,
 )
-from lmq_proto.parts import Capacity, CatalogModel, Ended, InstanceInfo, JobSpec, PhaseReport
+from lmq_proto.parts import Capacity, CatalogModel, Ended, InstanceInfo, JobSpec, PhaseReport, Target
 
 REPORT_EVERY_MS = 1000
 """How often workers say how many tokens their streams have."""
@@ -67,6 +68,7 @@ class Served(msgspec.Struct):
     started_ms: int = -1
     ended_ms: int = -1
     worker: str = ""
+    cancelled: bool = False
 
     @property
     def wait_ms(self) -> int:
@@ -114,6 +116,7 @@ class Replay:
         )  # fmt: skip
         self._wake_ms = 0
         self._commands = 0
+        self._left = len(self.requests)
 
     def run(self, until_ms: int | None = None) -> None:
         """Go on until every request has ended, or to a time."""
@@ -130,9 +133,8 @@ class Replay:
             self._say(worker.peer, _enlist(worker))
         waiting = iter(self.requests)
         coming = next(waiting, None)
-        left = len(self.requests)
         beat_ms, report_ms = 0, REPORT_EVERY_MS
-        while left:
+        while self._left:
             while coming is not None and coming.at_ms <= self.now_ms:
                 self._submit(coming)
                 coming = next(waiting, None)
@@ -141,7 +143,7 @@ class Replay:
                 for peer in (_CLIENT, *self._by_peer):
                     self._say(peer, Heartbeat())
             for worker in self._workers:
-                left -= self._work(worker)
+                self._left -= self._work(worker)
             if self.now_ms >= report_ms:
                 report_ms = self.now_ms + REPORT_EVERY_MS
                 self._report()
@@ -155,6 +157,18 @@ class Replay:
                 next_ms = worker.engine.next_ms()
                 times += [] if next_ms is None else [next_ms]
             self.now_ms = max(self.now_ms + 1, int(min(times) + 0.999))
+
+    def cancel(self, job_id: bytes) -> None:
+        """Cancel a job that has not ended, between two turns."""
+        self._commands += 1
+        self._say(_CLIENT, Cancel(request_id=1_000_000_000 + self._commands, target=Target(job_ids=[job_id])))
+        self.served[job_id].cancelled = True
+        self._left -= 1
+
+    @property
+    def running(self) -> dict[str, int]:
+        """How many streams each endpoint has."""
+        return {worker.name: len(worker.engine.streams) for worker in self._workers}
 
     # --- peers -------------------------------------------------------------------------------------------------------
 

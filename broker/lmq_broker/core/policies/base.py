@@ -90,6 +90,12 @@ class Policy(Protocol):
     def loaded(self, worker: "Worker", model: str, took_ms: int, *, no_memory: bool) -> None:
         """A load that `decide` asked for has ended: the model is there, or there was no memory for it."""
 
+    def changes(self) -> dict[str, bytes]:
+        """Return what of its ledger has changed since it was last asked, for the journal; empty values: forget it."""
+
+    def restore(self, kept: dict[str, bytes]) -> None:
+        """Bring back what the journal kept of its ledger, before anything else is told."""
+
     def decide(self, fleet: Fleet, now: "Now") -> Decision | None:
         """Say what to do now; asked again until it says None or WakeAt. What it says is done."""
 

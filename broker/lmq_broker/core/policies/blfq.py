@@ -13,16 +13,18 @@ import msgspec
 
 from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.base import Decision, Fleet, Load, Spent, Start, Unload, WakeAt
-from lmq_broker.core.policies.costs import Costs
+from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.ledger import Band, Flow, Standing
 from lmq_broker.core.policies.lines import JobLine, Place
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.swaps import LOAD_MS, Bypass, Memory, Swap
-from lmq_broker.core.settings import ENGINE_TASKS, Settings
+from lmq_broker.core.settings import ENGINE_TASKS, Rates, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 
 LLM_POOL = "llm"
+_SEPARATOR = "\t"
+"""In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
 RunKey = tuple[int, int, int]
 """(job number, epoch, attempt)."""
 Head = tuple[float, Place, "Lane", Flow, Job]
@@ -60,10 +62,10 @@ class Run(msgspec.Struct):
     pool: str
     band: int
     flow: Flow
-    prompt_ms: float
-    """Cost of the prompt, as charged when the first token came."""
-    output_ms: float
-    """Cost of one output token; fixed when it was dispatched."""
+    rates: Rates
+    """Those of its dispatch: it is not priced anew later."""
+    prompt_cost: float
+    """As estimated; charged when the first token comes."""
     left: float
     """Of its prediction."""
     received: float
@@ -89,6 +91,21 @@ class Engine(msgspec.Struct):
         self.at_ms = now_ms
 
 
+class Share(msgspec.Struct, frozen=True):
+    """How one user stands in one band of a pool; costs in milliseconds of engine time."""
+
+    pool: str
+    band: int
+    user: str
+    weight: float
+    service: float
+    """Received, or forgiven when it was lifted."""
+    predicted: float
+    key: float
+    queued: int
+    running: int
+
+
 class Contest(msgspec.Struct, frozen=True):
     """A flow whose turn it is wants another model at this worker."""
 
@@ -108,13 +125,15 @@ class Blfq:
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
         self._engines: dict[str, Engine] = {}
-        self._costs = Costs()
+        self._costs = Costs(settings.rates)
         self._memory = Memory()
         self._bypasses: dict[tuple[str, int], Bypass] = {}
         self._swaps: dict[str, Swap] = {}
         self._band_of = [_band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
         self._now_ms = 0
+        self.widest_lead = 0.0
+        """The largest H that was allowed so far: the bounds follow from it."""
 
     # --- told --------------------------------------------------------------------------------------------------------
 
@@ -136,7 +155,7 @@ class Blfq:
         band.enter(flow)
         line.add(job)
         lane.jobs += 1
-        cost, _ = self._costs.predict(job, _first(job.models))
+        cost = self._costs.predict(job, _first(job.models))
         lane.mean_cost += (cost - lane.mean_cost) * (0.1 if lane.mean_cost else 1.0)
         lane.standing.put(flow)
 
@@ -170,7 +189,7 @@ class Blfq:
         """Charge what was received."""
         run = self._runs.get(_run_key(lease))
         if run is not None:
-            self._receive(run, run.prompt_ms + tokens * run.output_ms)
+            self._receive(run, run.prompt_cost + tokens * run.rates.output_ms)
 
     def ended(self, lease: Lease, spent: Spent, now: Now) -> None:
         """Settle a job: what the worker counted, or nothing if it is innocent."""
@@ -184,15 +203,13 @@ class Blfq:
         if spent.innocent:
             actual = 0.0
         elif tokens:
-            card = self._costs.card(job.task_type, job.model)
-            prompt_ms = (
-                run.prompt_ms if not spent.prompt_tokens else 1.0 + spent.prompt_tokens * card.prompt_ms
-            )
-            actual = prompt_ms + spent.output_tokens * run.output_ms
+            counted = spent.prompt_tokens
+            actual = prompt_cost(counted, run.rates) if counted else run.prompt_cost
+            actual += spent.output_tokens * run.rates.output_ms
         elif job.task_type not in ENGINE_TASKS:
             actual = float(spent.engine_ms)
         else:
-            actual = max(run.received, run.prompt_ms) if spent.complete else run.received
+            actual = max(run.received, run.prompt_cost) if spent.complete else run.received
         if spent.complete:
             if spent.output_tokens:
                 self._costs.learn_length(job, job.model, spent.output_tokens)
@@ -201,13 +218,32 @@ class Blfq:
                     job.model, lease.worker, spent.prompt_tokens, spent.output_tokens, share_ms, now.mono_ms
                 )
         pool = self._pools[run.pool]
-        pool.bands[run.band].end(run.flow, actual - run.received, run.left)
+        pool.bands[run.band].end(run.flow, actual, run.received, run.left)
         for lane_key in run.flow.lines:
             pool.lanes[run.band][lane_key].standing.put(run.flow)
 
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Learn what loads cost and what memory holds."""
         self._memory.learn(worker, model, took_ms, no_memory=no_memory)
+
+    def changes(self) -> dict[str, bytes]:
+        """Return what of the ledger is to be kept, by name; empty: no longer."""
+        found = {}
+        for name, pool in self._pools.items():
+            for band in pool.bands:
+                for user, service in band.noted().items():
+                    value = b"" if service is None else msgspec.msgpack.encode(service)
+                    found[_SEPARATOR.join((name, str(band.index), user))] = value
+        return found
+
+    def restore(self, kept: dict[str, bytes]) -> None:
+        """Bring the ledger back; what it says of bands that are no more is dropped."""
+        for key, value in kept.items():
+            name, index, user = key.split(_SEPARATOR)
+            pool = self._pools.setdefault(name, Pool(self._settings))
+            if int(index) < len(pool.bands):
+                weight = self._settings.weights.get(user, 1.0)
+                pool.bands[int(index)].restore(user, msgspec.msgpack.decode(value, type=float), weight)
 
     # --- asked -------------------------------------------------------------------------------------------------------
 
@@ -274,6 +310,21 @@ class Blfq:
             if lane.places.names & wanted
         )
 
+    def shares(self) -> list[Share]:
+        """Return how all flows stand."""
+        return [
+            Share(name, band.index, flow.user, flow.weight, flow.service * flow.weight, flow.predicted, flow.key,
+                  flow.queued, flow.running)
+            for name, pool in self._pools.items()
+            for band in pool.bands
+            for flow in band.flows.values()
+        ]  # fmt: skip
+
+    def virtual_times(self) -> dict[int, float]:
+        """Return where a newcomer begins in each band of the engines' pool."""
+        pool = self._pools.get(LLM_POOL)
+        return {} if pool is None else {band.index: band.virtual for band in pool.bands}
+
     # --- the ledger --------------------------------------------------------------------------------------------------
 
     def _pool(self, job: Job) -> Pool:
@@ -288,15 +339,16 @@ class Blfq:
         pool, index = self._pool(job), self._band_of[job.priority]
         band = pool.bands[index]
         flow = band.flow(job.user, self._settings.weights.get(job.user, 1.0))
-        cost, prompt_ms = self._costs.predict(job, job.model)
-        card = self._costs.card(job.task_type, job.model)
+        cost = self._costs.predict(job, job.model)
+        rates = self._costs.rates(job.task_type, job.model)
         for other in pool.bands:
             if other.index > index and other.waits:
                 other.owe(cost)
         band.start(flow, cost)
         run = Run(
-            pool=_pool_name(job), band=index, flow=flow, prompt_ms=prompt_ms, output_ms=card.output_ms, left=cost,
-            received=0.0, engine="", began_share_ms=0.0, ends_ms=0.0,
+            pool=_pool_name(job), band=index, flow=flow, rates=rates,
+            prompt_cost=prompt_cost(prompt_tokens(job), rates), left=cost, received=0.0, engine="",
+            began_share_ms=0.0, ends_ms=0.0,
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
@@ -437,7 +489,7 @@ class Blfq:
         engine = self._engines.get(f"{instance.worker.name}/{instance.id}")
         if engine is None or not engine.runs:
             return False
-        cost, _ = self._costs.predict(head[4], instance.model)
+        cost = self._costs.predict(head[4], instance.model)
         longest_ms = max(run.ends_ms for run in engine.runs.values())
         return self._now_ms + cost * (engine.streams + 1) <= longest_ms
 
@@ -446,7 +498,7 @@ class Blfq:
         contest = contests.get(instance.worker.name)
         if contest is None or contest.band != band.index or contest.bypass is None:
             return
-        cost, _ = self._costs.predict(head[4], instance.model)
+        cost = self._costs.predict(head[4], instance.model)
         contest.bypass.cost += cost / head[3].weight
 
     def _patience_ms(self, band: Band, load_ms: float) -> float:
@@ -457,7 +509,9 @@ class Blfq:
         """Return H: how far beyond the flow whose turn it is another may get."""
         load_ms = self._memory.load_ms(instance.worker, instance.model)
         biggest = 2 * instance.slots * band.costs.at(0.99, 0.0) / min(1.0, self._settings.least_weight)
-        return max(4 * self._patience_ms(band, load_ms), biggest)
+        lead = max(4 * self._patience_ms(band, load_ms), biggest)
+        self.widest_lead = max(self.widest_lead, lead)
+        return lead
 
     def _prepare(
         self,

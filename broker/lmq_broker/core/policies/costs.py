@@ -10,7 +10,7 @@ from itertools import accumulate, repeat
 
 import msgspec
 
-from lmq_broker.core.settings import EMBEDDING_TASKS
+from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
 from lmq_broker.core.state import Job
 
 PROMPT_MS = 0.67
@@ -36,15 +36,8 @@ _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, 
 """By multiplication, which is the same on every machine; powers and logarithms are not, in the last bit."""
 
 
-class Card(msgspec.Struct, frozen=True):
-    """What a model takes of an engine's time, in milliseconds a token."""
-
-    prompt_ms: float = PROMPT_MS
-    output_ms: float = OUTPUT_MS
-
-
-EMBEDDING_CARD = Card(EMBEDDING_PROMPT_MS, 0.0)
-LLM_CARD = Card()
+EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
+LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
 
 
 class Length(msgspec.Struct):
@@ -79,7 +72,7 @@ class Fit(msgspec.Struct):
         self.output_time = self.output_time * kept + output * engine_ms
         self.samples = self.samples * kept + 1.0
 
-    def card(self) -> Card | None:
+    def rates(self) -> Rates | None:
         """Return the rates, none of them negative; None if they cannot be told yet."""
         if self.samples < CARD_SAMPLES * 0.9:
             return None
@@ -89,38 +82,42 @@ class Fit(msgspec.Struct):
             prompt_ms = (self.prompt_time * oo - self.output_time * po) / determinant
             output_ms = (self.output_time * pp - self.prompt_time * po) / determinant
             if prompt_ms >= 0 and output_ms >= 0:
-                return Card(prompt_ms, output_ms)
+                return Rates(prompt_ms, output_ms)
         # Prompts and answers grow together, or one rate would be negative: the one that explains more stands alone.
         if oo > 0 and self.output_time * self.output_time * pp >= self.prompt_time * self.prompt_time * oo:
-            return Card(0.0, self.output_time / oo)
-        return Card(self.prompt_time / pp, 0.0) if pp > 0 else None
+            return Rates(0.0, self.output_time / oo)
+        return Rates(self.prompt_time / pp, 0.0) if pp > 0 else None
 
 
 class Costs:
     """Predicts what jobs cost, and learns from what they took."""
 
-    def __init__(self) -> None:
-        self._cards: dict[str, tuple[Card, int]] = {}
-        """Model -> (card, monotonic time from which it may be changed)."""
+    def __init__(self, given: dict[str, Rates]) -> None:
+        self._given = given
+        self._cards: dict[str, tuple[Rates, int]] = {}
+        """Model -> (learnt rates, monotonic time from which they may be changed)."""
         self._fits: dict[tuple[str, str], Fit] = {}
         """(model, endpoint) -> measured."""
         self._of_user: dict[tuple[str, str, str, int], Length] = {}
         self._of_all: dict[tuple[str, str], Length] = {}
 
-    def card(self, task_type: str, model: str) -> Card:
-        """Return the rates by which a job is charged."""
+    def rates(self, task_type: str, model: str) -> Rates:
+        """Return the rates by which a job is charged that is dispatched now."""
+        given = self._given.get(model)
+        if given is not None:
+            return given
         found = self._cards.get(model)
         if found is not None:
             return found[0]
-        return EMBEDDING_CARD if task_type in EMBEDDING_TASKS else LLM_CARD
+        return EMBEDDING_RATES if task_type in EMBEDDING_TASKS else LLM_RATES
 
-    def predict(self, job: Job, model: str) -> tuple[float, float]:
-        """Return what a job will cost: (all of it, what its prompt alone does), in ms of engine time."""
-        card = self.card(job.task_type, model)
-        prompt_ms = FIXED_MS + prompt_tokens(job) * card.prompt_ms
-        if card.output_ms == 0.0 or job.task_type in EMBEDDING_TASKS:
-            return prompt_ms, prompt_ms
-        return prompt_ms + self.output_tokens(job, model) * card.output_ms, prompt_ms
+    def predict(self, job: Job, model: str) -> float:
+        """Return what a job will cost, in milliseconds of engine time."""
+        rates = self.rates(job.task_type, model)
+        cost = prompt_cost(prompt_tokens(job), rates)
+        if rates.output_ms and job.task_type not in EMBEDDING_TASKS:
+            cost += self.output_tokens(job, model) * rates.output_ms
+        return cost
 
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
@@ -157,11 +154,11 @@ class Costs:
         known = self._cards.get(model)
         if fit.samples < CARD_SAMPLES * 0.9 or (known is not None and now_ms < known[1]):
             return
-        cards = [card for (name, _), each in self._fits.items() if name == model and (card := each.card())]
+        cards = [card for (name, _), each in self._fits.items() if name == model and (card := each.rates())]
         if cards:
             prompts, outputs = sorted(c.prompt_ms for c in cards), sorted(c.output_ms for c in cards)
             middle = (len(cards) - 1) // 2
-            self._cards[model] = Card(prompts[middle], outputs[middle]), now_ms + CARD_EVERY_MS
+            self._cards[model] = Rates(prompts[middle], outputs[middle]), now_ms + CARD_EVERY_MS
 
 
 class Quantiles:
@@ -195,6 +192,11 @@ class Quantiles:
 def prompt_tokens(job: Job) -> int:
     """Return the tokens of a prompt, as its submitter counted them or by its size."""
     return job.prompt_tokens or job.payload_bytes // BYTES_PER_TOKEN
+
+
+def prompt_cost(tokens: int, rates: Rates) -> float:
+    """Return what a prompt costs, and any job at least."""
+    return FIXED_MS + tokens * rates.prompt_ms
 
 
 def _length_key(job: Job, model: str) -> tuple[str, str, str, int]:

@@ -24,7 +24,9 @@ FLOWS = 100_000
 class Flow:
     """One user in one band."""
 
-    __slots__ = ("band", "lines", "number", "predicted", "queued", "running", "service", "user", "weight")
+    __slots__ = (
+        "band", "lines", "number", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+    )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
         self.user = user
@@ -36,6 +38,8 @@ class Flow:
         """V: cost received so far, over the weight."""
         self.predicted = 0.0
         """P: what running jobs are still predicted to cost."""
+        self.unsettled = 0.0
+        """Cost received by jobs that still run; part of `service`."""
         self.queued = 0
         self.running = 0
         self.lines: dict[LaneKey, JobLine] = {}
@@ -44,6 +48,11 @@ class Flow:
     def key(self) -> float:
         """K: the flow with the smallest is served next."""
         return self.service + self.predicted / self.weight
+
+    @property
+    def settled(self) -> float:
+        """Service without what still runs, which is charged anew if the broker starts again."""
+        return self.service - self.unsettled / self.weight
 
 
 class Standing(Generic[K]):
@@ -110,6 +119,8 @@ class Band:
         self._most = 0.0
         self._waiting: Standing[float] = Standing(_service)
         self._flows_made = 0
+        self.changed: set[str] = set()
+        """Users whose settled service is another than was last noted; the empty name stands for `virtual`."""
 
     @property
     def waits(self) -> bool:
@@ -140,6 +151,7 @@ class Band:
             elif not self.running:
                 # Nobody waits and nothing runs: what was is forgiven.
                 self.virtual = max(self.virtual, self._most)
+            self.changed.add("")
             flow.service = max(flow.service, self.virtual)
             self._note(flow)
             self._waiting.put(flow)
@@ -163,21 +175,43 @@ class Band:
         """Charge what was received; `foreseen` of it was predicted, which leaves the key as it is."""
         flow.predicted = max(0.0, flow.predicted - foreseen)
         flow.service += received / flow.weight
+        flow.unsettled += received
         self._note(flow)
 
-    def end(self, flow: Flow, correction: float, unused: float) -> None:
+    def end(self, flow: Flow, actual: float, received: float, unused: float) -> None:
         """Settle a job: charge or refund the difference to what was received, forget what is left of its prediction."""
         flow.running -= 1
         self.running -= 1
         # With nothing left to run nothing is predicted, whatever rounding has left over.
         flow.predicted = max(0.0, flow.predicted - unused) if flow.running else 0.0
-        flow.service += correction / flow.weight
+        flow.service += (actual - received) / flow.weight
+        flow.unsettled = max(0.0, flow.unsettled - received) if flow.running else 0.0
         self._note(flow)
+        self.changed.add(flow.user)
         if flow.queued:
             self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]
+
+    def restore(self, user: str, service: float, weight: float) -> None:
+        """Bring back what was noted of a user, or of where newcomers begin."""
+        if user:
+            flow = self.flow(user, weight)
+            flow.service = service
+            self._note(flow)
+        else:
+            self.virtual = service
+            self._most = max(self._most, service)
+
+    def noted(self) -> dict[str, float | None]:
+        """Return what has changed since it was last asked: user -> settled service, None: nothing worth keeping."""
+        found: dict[str, float | None] = {}
+        for user in self.changed:
+            flow = self.flows.get(user)
+            found[user] = self.virtual if not user else None if flow is None else flow.settled
+        self.changed.clear()
+        return found
 
     def owe(self, cost: float) -> None:
         """A stricter band was served while this one waits."""

@@ -62,6 +62,13 @@ class Strict:
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Strict order knows no cost of loads."""
 
+    def changes(self) -> dict[str, bytes]:
+        """Strict order keeps no ledger."""
+        return {}
+
+    def restore(self, kept: dict[str, bytes]) -> None:
+        """Strict order keeps no ledger."""
+
     def decide(self, fleet: Fleet, now: Now) -> Decision | None:
         """Start the first job that has room; before that, prepare a place for the first that has none."""
         heads = [
