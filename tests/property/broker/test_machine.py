@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -80,6 +81,8 @@ moments = st.sampled_from([0, 1, 100, 1000, 3500, 16_000])
 class AnyOrder(RuleBasedStateMachine):
     """Two users, two workers, a journal that answers when it likes, and clocks."""
 
+    broker_settings = SETTINGS
+
     def __init__(self) -> None:
         super().__init__()
         self.journal = FakeJournal()
@@ -100,7 +103,8 @@ class AnyOrder(RuleBasedStateMachine):
         """Begin a life of the broker from what the journal holds."""
         memory = self.journal.memory(wall_ms) if self.journal.meta else a_memory()
         state, effects = recover(
-            memory, SETTINGS, Now(mono_ms, wall_ms), software="test", seed=7, fresh_id=b"i" * 16, fresh_secret=b"s",
+            memory, self.broker_settings, Now(mono_ms, wall_ms), software="test", seed=7,
+            fresh_id=b"i" * 16, fresh_secret=b"s",
         )  # fmt: skip
         self.broker = Broker(state)
         self.reads, self.commands, self.cursors, self.texts = [], [], {}, {}
@@ -478,7 +482,15 @@ class AnyOrder(RuleBasedStateMachine):
             assert job.state == "done" or number not in self.journal.results
 
 
+class AnyOrderFair(AnyOrder):
+    """The same under the fair policy."""
+
+    broker_settings = msgspec.structs.replace(SETTINGS, policy="blfq")
+
+
 TestAnyOrder = AnyOrder.TestCase
+TestAnyOrderFair = AnyOrderFair.TestCase
 TestAnyOrder.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestAnyOrderFair.settings = TestAnyOrder.settings
