@@ -128,6 +128,17 @@ def queue_named(state: BrokerState, name: str) -> Queue:
     return queue
 
 
+def number_of(state: BrokerState, job_id: bytes) -> int:
+    """Return a job's number, by which the journal finds it; 0 if there is no such job."""
+    job = state.jobs.get(job_id)
+    return job.number if job is not None else state.finished.get(job_id, 0)
+
+
+def numbers_of(state: BrokerState, job_ids: list[bytes]) -> list[int]:
+    """Return the numbers of jobs, 0 for one that is not there."""
+    return [number_of(state, job_id) for job_id in job_ids]
+
+
 def channel(state: BrokerState, job_id: bytes) -> bytes:
     """Return the random topic of a job's progress: not to be guessed from its id, the same after a restart."""
     return hashlib.blake2b(job_id, key=state.secret, digest_size=8).digest()

@@ -1,7 +1,7 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
 from lmq_broker.core import holds, jobs, leases, sessions, views, workers
-from lmq_broker.core.chronicle import Out, put
+from lmq_broker.core.chronicle import Out, numbers_of, put
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
 from lmq_broker.core.records import MetaSet
@@ -90,7 +90,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     if over > 0:
         oldest = iter(state.finished)
         ids = [next(oldest) for _ in range(min(over, state.settings.retention_step))]
-        out.append(Read(ReadJobs(nobody, ids), state.position))
+        out.append(Read(ReadJobs(nobody, ids, numbers_of(state, ids)), state.position))
     else:
         out.append(Read(ReadDue(nobody, now.wall_ms, state.settings.retention_step), state.position))
     state.retention_reading = True

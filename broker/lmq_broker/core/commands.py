@@ -5,6 +5,7 @@ from lmq_broker.core.chronicle import (
     Out,
     full,
     image,
+    numbers_of,
     put,
     queue_named,
     refusal,
@@ -86,7 +87,7 @@ def act(state: BrokerState, out: Out, session: Session, command: JobCommand, now
         _carry_out(state, out, session, command, target.job_ids, {}, now, more=False)
     else:
         ids = [job_id for job_id in target.job_ids if job_id not in state.jobs]
-        out.append(Read(ReadJobs(context, ids), state.position))
+        out.append(Read(ReadJobs(context, ids, numbers_of(state, ids)), state.position))
 
 
 def check_match(match: JobFilter) -> None:

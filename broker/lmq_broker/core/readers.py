@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lmq_broker.core.chronicle import Out, put, refusal, refuse, reply
+from lmq_broker.core.chronicle import Out, number_of, numbers_of, put, refusal, refuse, reply
 from lmq_broker.core.effects import Read, Send
 from lmq_broker.core.reads import Context, EndsReply, EventsReply, ReadEnds, ReadEvents, ReadText, TextReply
 from lmq_broker.core.records import TextAdded
@@ -165,7 +165,9 @@ def _fetch_ends(state: BrokerState, out: Out, session: Session) -> None:
     session.fetching = True
     ids = [session.undelivered[index] for index in range(min(_FETCH_ENDS, len(session.undelivered)))]
     limit_bytes = min(_PUSH_BYTES, session.results_credit_bytes)
-    out.append(Read(ReadEnds(Context(session.peer), ids, limit_bytes), state.position))
+    out.append(
+        Read(ReadEnds(Context(session.peer), ids, numbers_of(state, ids), limit_bytes), state.position)
+    )
 
 
 def ends_loaded(state: BrokerState, out: Out, session: Session, answer: EndsReply) -> None:
@@ -427,7 +429,12 @@ def _restart_reason(job: Job) -> str:
 def _fetch_text(state: BrokerState, out: Out, reader: TextReader) -> None:
     """Read text back from the journal."""
     request = ReadText(
-        Context(reader.peer), reader.job_id, reader.attempt, reader.piece, max(1, reader.credit_bytes)
+        Context(reader.peer),
+        reader.job_id,
+        number_of(state, reader.job_id),
+        reader.attempt,
+        reader.piece,
+        max(1, reader.credit_bytes),
     )
     reader.fetching = request
     out.append(Read(request, state.position))

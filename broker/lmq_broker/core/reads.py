@@ -1,6 +1,7 @@
 """What the core asks the reading thread for, and what it gets back.
 
-A request carries the `context` that the core needs to go on: whom to answer, and which command it was.
+A request carries the `context` that the core needs to go on: whom to answer, and which command it was. Jobs are found
+by their numbers, which grow: an index over random ids on disk would cost each accepted job as much as its row.
 """
 
 import msgspec
@@ -21,10 +22,11 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class ReadJobs(msgspec.Struct, frozen=True):
-    """Jobs by id."""
+    """Jobs by id; `numbers` are theirs, 0 for one that nobody knows."""
 
     context: Context
     ids: list[bytes]
+    numbers: list[int]
 
 
 class ReadList(msgspec.Struct, frozen=True):
@@ -44,6 +46,7 @@ class ReadEnds(msgspec.Struct, frozen=True):
 
     context: Context
     ids: list[bytes]
+    numbers: list[int]
     limit_bytes: int
 
 
@@ -52,6 +55,7 @@ class ReadPayload(msgspec.Struct, frozen=True):
 
     context: Context
     id: bytes
+    number: int
 
 
 class ReadText(msgspec.Struct, frozen=True):
@@ -59,6 +63,7 @@ class ReadText(msgspec.Struct, frozen=True):
 
     context: Context
     id: bytes
+    number: int
     attempt: int
     piece: int
     limit_bytes: int

@@ -33,6 +33,10 @@ class Past(msgspec.Struct, frozen=True, omit_defaults=True):
     error: ErrorInfo | None = None
 
 
+NO_PAST = Past()
+"""Of all jobs to which nothing has happened yet."""
+
+
 class StoredJob(msgspec.Struct, frozen=True, gc=False):
     """A job as the journal knows it: its latest image."""
 

@@ -14,8 +14,8 @@ from lmq_broker.core.chronicle import (
 )
 from lmq_broker.core.digest import digest
 from lmq_broker.core.records import (
+    NO_PAST,
     JobAdded,
-    Past,
     Terms,
 )
 from lmq_broker.core.rights import may_act_for
@@ -46,7 +46,6 @@ from lmq_proto.messages import (
 from lmq_proto.states import State
 
 _DEFAULTS = TaskDefaults()
-_NO_PAST = Past()
 
 
 def submit(state: BrokerState, out: Out, session: Session, command: Submit, body: bytes, now: Now) -> None:
@@ -189,15 +188,13 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
         raise BadField("key", spec.key, f"at most {bounds.KEY_CHARS} characters")
     if len(spec.session) > bounds.NAME_CHARS:
         raise BadField("session", spec.session, f"at most {bounds.NAME_CHARS} characters")
-    for field, value in (
-        ("delay_ms", spec.delay_ms), ("expires_ms", spec.expires_ms), ("timeout_ms", spec.timeout_ms),
-        ("keep_ms", spec.keep_ms),
-    ):  # fmt: skip
-        if value:
-            fields.check_within(field, value, 0, bounds.DURATION_MS)
+    if spec.delay_ms or spec.expires_ms or spec.timeout_ms or spec.keep_ms:
+        for field in ("delay_ms", "expires_ms", "timeout_ms", "keep_ms"):
+            fields.check_within(field, getattr(spec, field), 0, bounds.DURATION_MS)
     if spec.at_ms:
         fields.check_within("at_ms", spec.at_ms, 0, 1 << 52)
-    fields.check_within("failures", spec.failures, 0, bounds.FAILURES_MAX)
+    if spec.failures:
+        fields.check_within("failures", spec.failures, 0, bounds.FAILURES_MAX)
     if spec.prompt_tokens or spec.output_tokens:
         fields.check_within("prompt_tokens", spec.prompt_tokens, 0, 1 << 31)
         fields.check_within("output_tokens", spec.output_tokens, 0, 1 << 31)
@@ -236,7 +233,7 @@ def _accept(
         payload_bytes=len(payload),
         models=_shared_models(state, spec.models) if spec.models else (),
         terms=_terms(state, spec, payload, defaults),
-        past=_NO_PAST,
+        past=NO_PAST,
         prompt_tokens=spec.prompt_tokens,
         output_tokens=spec.output_tokens,
         due_at_ms=due_at_ms,

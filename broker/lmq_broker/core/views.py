@@ -3,7 +3,17 @@
 from itertools import islice
 
 from lmq_broker.core import commands, fields, leases, models, workers
-from lmq_broker.core.chronicle import FULL, Out, channel, inform, read_position, refuse, reply
+from lmq_broker.core.chronicle import (
+    FULL,
+    Out,
+    channel,
+    inform,
+    number_of,
+    numbers_of,
+    read_position,
+    refuse,
+    reply,
+)
 from lmq_broker.core.effects import Publish, Read
 from lmq_broker.core.reads import (
     Context,
@@ -108,7 +118,12 @@ def status(state: BrokerState, out: Out, session: Session, command: Status) -> N
     is_full = state.disk.trouble == FULL
     on_disk = [job_id for job_id in command.job_ids if is_full or job_id in state.finished]
     if on_disk:
-        out.append(Read(ReadJobs(Context(session.peer, command), on_disk), read_position(state)))
+        out.append(
+            Read(
+                ReadJobs(Context(session.peer, command), on_disk, numbers_of(state, on_disk)),
+                read_position(state),
+            )
+        )
     else:
         status_loaded(state, out, session, command, JobsReply([]))
 
@@ -159,7 +174,12 @@ def listed(state: BrokerState, out: Out, session: Session, command: ListJobs, an
 
 def get_payload(state: BrokerState, out: Out, session: Session, command: GetPayload) -> None:
     """Have a payload read."""
-    out.append(Read(ReadPayload(Context(session.peer, command), command.job_id), read_position(state)))
+    out.append(
+        Read(
+            ReadPayload(Context(session.peer, command), command.job_id, number_of(state, command.job_id)),
+            read_position(state),
+        )
+    )
 
 
 def payload_loaded(
@@ -333,7 +353,12 @@ def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) 
     """Answer why a job waits or what it does; of one that has ended, from the journal."""
     job = state.jobs.get(command.job_id)
     if job is None and command.job_id in state.finished:
-        out.append(Read(ReadJobs(Context(session.peer, command), [command.job_id]), state.position))
+        out.append(
+            Read(
+                ReadJobs(Context(session.peer, command), [command.job_id], [state.finished[command.job_id]]),
+                state.position,
+            )
+        )
         return
     if job is None or not _may_see(session, job.user):
         refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))

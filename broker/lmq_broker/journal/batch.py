@@ -6,12 +6,12 @@ from typing import assert_never
 import msgspec
 
 from lmq_broker.core.records import (
+    NO_PAST,
     EventsAdded,
     JobAdded,
     JobChanged,
     JobsDeleted,
     MetaSet,
-    Past,
     Record,
     ResultAdded,
     ResultDropped,
@@ -28,7 +28,7 @@ _UPDATE_JOB = (
     " past=? WHERE number=?"
 )
 _encode = msgspec.msgpack.Encoder().encode
-_NO_PAST = _encode(Past())
+_NO_PAST = _encode(NO_PAST)
 
 
 class Batch:
@@ -91,7 +91,9 @@ class Batch:
         """Put everything into the open transaction of a connection."""
         many = connection.executemany
         if self._added:
-            many(_INSERT_JOB, [_row(job) for job in self._added.values()])
+            # Jobs that ask for nothing special share their terms, which are encoded once.
+            terms: dict[int, bytes] = {}
+            many(_INSERT_JOB, [_row(job, terms) for job in self._added.values()])
             many("INSERT INTO payloads VALUES (?,?)", self._payloads)
             labelled = [job for job in self._added.values() if job.terms.labels]
             if labelled:
@@ -143,21 +145,28 @@ class Batch:
                 connection.execute("DELETE FROM meta WHERE name=?", (name,))
 
 
-def _row(job: StoredJob) -> tuple[object, ...]:
-    """Return a job as a row of its table."""
+def _row(job: StoredJob, encoded: dict[int, bytes]) -> tuple[object, ...]:
+    """Return a job as a row of its table; `encoded` holds the terms of earlier rows, by identity."""
+    terms = encoded.get(id(job.terms))
+    if terms is None:
+        terms = encoded[id(job.terms)] = _encode(job.terms)
     return (
         job.number, job.id, job.user, job.principal, job.task_type, job.queue, job.priority, job.state, job.order,
-        job.created_at_ms, job.payload_bytes, "".join(model + "\n" for model in job.models), job.prompt_tokens,
+        job.created_at_ms, job.payload_bytes, _lines(job.models), job.prompt_tokens,
         job.output_tokens, job.due_at_ms, job.expires_at_ms, job.started_at_ms, job.finished_at_ms,
         job.deletes_at_ms, job.attempt, job.epoch, job.failures, job.worker, job.model, job.result_bytes,
-        _encode(job.terms), _past(job),
+        terms, _past(job),
     )  # fmt: skip
+
+
+def _lines(models: tuple[str, ...]) -> str:
+    return "".join([model + "\n" for model in models]) if models else ""
 
 
 def _changes(job: StoredJob) -> tuple[object, ...]:
     """Return the columns of a job that may change."""
     return (
-        job.queue, job.priority, job.state, job.order, "".join(model + "\n" for model in job.models), job.due_at_ms,
+        job.queue, job.priority, job.state, job.order, _lines(job.models), job.due_at_ms,
         job.expires_at_ms, job.started_at_ms, job.finished_at_ms, job.deletes_at_ms, job.attempt, job.epoch,
         job.failures, job.worker, job.model, job.result_bytes, _encode(job.terms), _past(job), job.number,
     )  # fmt: skip
@@ -165,6 +174,8 @@ def _changes(job: StoredJob) -> tuple[object, ...]:
 
 def _past(job: StoredJob) -> bytes:
     past = job.past
+    if past is NO_PAST:
+        return _NO_PAST
     return (
         _encode(past) if past.story or past.releases or past.suspect or past.error is not None else _NO_PAST
     )

@@ -20,7 +20,8 @@ class Jobs(Model):
     """The latest image of every job that is open or kept."""
 
     number = IntegerField(primary_key=True)
-    id = BlobField(unique=True)
+    id = BlobField()
+    """Random: not indexed, for the broker knows the number to each id."""
     user = TextField()
     principal = TextField()
     task_type = TextField()

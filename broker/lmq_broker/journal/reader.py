@@ -125,13 +125,13 @@ class Reader:
             case ReadPayloads():
                 return PayloadsReply(payloads(connection, question.numbers))
             case ReadJobs():
-                return JobsReply(list(jobs_by_id(connection, question.ids)))
+                return JobsReply(list(_jobs(connection, question.numbers)))
             case ReadList():
                 return _page(connection, question)
             case ReadEnds():
                 return _ends(connection, question)
             case ReadPayload():
-                job = next(jobs_by_id(connection, [question.id]), None)
+                job = next(_jobs(connection, [question.number]), None)
                 found = {} if job is None else payloads(connection, [job.number])
                 return PayloadReply(job, found.get(job.number, b"") if job is not None else b"")
             case ReadText():
@@ -166,12 +166,12 @@ def stored(row: Row) -> StoredJob:
     return StoredJob(*values)
 
 
-def jobs_by_id(connection: sqlite3.Connection, ids: list[bytes]) -> Iterator[StoredJob]:
+def _jobs(connection: sqlite3.Connection, numbers: list[int]) -> Iterator[StoredJob]:
     """Yield the jobs that are there."""
-    for start in range(0, len(ids), _SQL_VARIABLES):
-        part = ids[start : start + _SQL_VARIABLES]
+    for start in range(0, len(numbers), _SQL_VARIABLES):
+        part = numbers[start : start + _SQL_VARIABLES]
         marks = ",".join("?" * len(part))
-        for row in connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE id IN ({marks})", part):
+        for row in connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE number IN ({marks})", part):
             yield stored(row)
 
 
@@ -223,7 +223,7 @@ def _conditions(match: JobFilter, user: str) -> Iterator[object]:
         listed = fn.INSTR(Value("\n").concat(Jobs.models), f"\n{match.model}\n") > 0
         yield (Jobs.model == match.model) | listed
     if match.key:
-        yield fn.EXISTS(_sql_key(match.key))
+        yield Jobs.id.in_(Keys.select(Keys.job_id).where(Keys.key == match.key))
     if len(match.labels) > bounds.LABELS:
         yield SQL("0")  # no job has so many, and SQLite's parser cannot take any number of conditions
         return
@@ -232,10 +232,6 @@ def _conditions(match: JobFilter, user: str) -> Iterator[object]:
     if match.id_ending:
         bits, ending = suffix_bounds(match.id_ending)
         yield fn.id_ends(Jobs.id, bits, str(ending))
-
-
-def _sql_key(key: str) -> object:
-    return Keys.select(Keys.key).where((Keys.key == key) & (Keys.job_id == Jobs.id))
 
 
 def _sql_label(name: str, value: str) -> object:
@@ -250,7 +246,7 @@ def _id_ends(job_id: bytes, bits: int, ending: str) -> bool:
 
 def _ends(connection: sqlite3.Connection, question: ReadEnds) -> EndsReply:
     """Return ended jobs with results, in the order asked, until the bytes are used up."""
-    found = {job.id: job for job in jobs_by_id(connection, question.ids)}
+    found = {job.id: job for job in _jobs(connection, question.numbers)}
     ends: list[StoredEnd] = []
     missing: list[bytes] = []
     used = 0
@@ -269,7 +265,7 @@ def _ends(connection: sqlite3.Connection, question: ReadEnds) -> EndsReply:
 
 def _text(connection: sqlite3.Connection, question: ReadText) -> TextReply:
     """Return text after a cursor, of the latest attempt that has any."""
-    job = next(jobs_by_id(connection, [question.id]), None)
+    job = next(_jobs(connection, [question.number]), None)
     if job is None:
         return TextReply(None, [], False)
     latest = connection.execute("SELECT max(attempt) FROM texts WHERE number=?", (job.number,)).fetchone()[0]
