@@ -160,12 +160,17 @@ def _unknown_model(state: BrokerState, spec: JobSpec) -> LmqError | None:
     """Return an error if endpoints are known and none has any of the models asked for."""
     if not spec.models or not state.known_models:
         return None
-    names = {models.normal(model) for model in spec.models}
+    if state.known_names is None:
+        state.known_names = frozenset(
+            name
+            for worker in state.known_models.values()
+            for model in worker
+            for name in models.names_of(model)
+        )
+    known_names = state.known_names
+    if models.ANY in known_names or any(models.normal(model) in known_names for model in spec.models):
+        return None
     known = [name for worker in state.known_models.values() for name in worker]
-    if models.ANY in known:
-        return None
-    if any(names & models.names_of(name) for name in known):
-        return None
     return UnknownModel(spec.models[0], models.nearest(spec.models[0], known))
 
 

@@ -259,6 +259,7 @@ def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
     known += [name for info in worker.capacity.instances for name in info.variants]
     fresh = sorted(set(known) - set(state.known_models.get(worker.name, ())))
     if fresh:
+        state.known_names = None
         state.known_models[worker.name] = sorted({*state.known_models.get(worker.name, ()), *fresh})[
             :_CATALOG
         ]
