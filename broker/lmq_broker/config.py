@@ -11,12 +11,16 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from lmq_broker.core.settings import TASK_DEFAULTS, Settings, TaskDefaults
+from lmq_broker.core.settings import BANDS, TASK_DEFAULTS, BandSettings, Rates, Settings, TaskDefaults
 from lmq_proto import bounds
 
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
+_TABLES = ("tasks", "bands", "weights", "rates")
+"""Settings that only the file can give."""
+_PATIENCE_MAX = 1000
+_WEIGHT_MAX = 1000
 
 
 class ConfigError(Exception):
@@ -48,6 +52,13 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_format: str = "plain"
     """`plain` or `json`."""
     policy: str = "strict"
+    """Who runs next: `strict` (priority, then arrival) or `blfq` (fair shares between users within bands)."""
+    bands: tuple[BandSettings, ...] = BANDS
+    """Strict groups of priorities, from the strictest on (blfq)."""
+    weights: dict[str, float] = {}
+    """User -> weight in the fair share, 1 for all others (blfq)."""
+    rates: dict[str, Rates] = {}
+    """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
     open_role: str = "admin"
     """Open mode: the role of local peers, `admin` or `user`."""
     free_floor_bytes: int = 128 * 1024 * 1024
@@ -68,7 +79,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Settings(
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
-            task_defaults=self.task_defaults(),
+            task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -159,7 +170,7 @@ def _from_environment() -> dict[str, object]:
     found: dict[str, object] = {}
     for field in msgspec.structs.fields(BrokerConfig):
         text = os.environ.get(_PREFIX + field.name.upper())
-        if text is not None and field.name != "tasks":
+        if text is not None and field.name not in _TABLES:
             found[field.name] = text.split(",") if field.type == list[str] else text
     return found
 
@@ -178,6 +189,27 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
+    lowest = [band.lowest for band in config.bands]
+    if (
+        not lowest
+        or lowest[-1] != 0
+        or lowest != sorted(set(lowest), reverse=True)
+        or lowest[0] > bounds.PRIORITY_MAX
+    ):
+        raise ConfigError(
+            f"bands with lowest = {lowest}: allowed are numbers that fall, from {bounds.PRIORITY_MAX} at most to 0"
+        )
+    for band in config.bands:
+        if not 0 <= band.share < 1 or not 0 <= band.patience <= _PATIENCE_MAX:
+            raise ConfigError(
+                f"band {band.name!r}: allowed is a share from 0 to below 1 and a patience from 0 to {_PATIENCE_MAX}"
+            )
+    for user, weight in config.weights.items():
+        if not 0 < weight <= _WEIGHT_MAX:
+            raise ConfigError(f"weights.{user} = {weight}: allowed is above 0, up to {_WEIGHT_MAX}")
+    for model, rates in config.rates.items():
+        if min(rates.prompt_ms, rates.output_ms) < 0:
+            raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")
     for name, task in config.tasks.items():
         if task.priority is not None and not 0 <= task.priority <= bounds.PRIORITY_MAX:
             raise ConfigError(

@@ -331,9 +331,9 @@ class BrokerState(msgspec.Struct):
     fleet_version: int = 0
     """Grows with every change of who can run what."""
     known_models: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    """Worker -> every model name it ever announced."""
     known_names: frozenset[str] | None = None
     """All names that jobs may use for them; None: to be worked out anew."""
-    """Worker -> every model name it ever announced."""
     last_command: int = 0
 
     # peers
