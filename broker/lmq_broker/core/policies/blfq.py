@@ -17,7 +17,7 @@ from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.ledger import Band, Flow, Standing
 from lmq_broker.core.policies.lines import JobLine, Place
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
-from lmq_broker.core.policies.swaps import LOAD_MS, Bypass, Memory, Swap
+from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
 from lmq_broker.core.settings import ENGINE_TASKS, Rates, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
@@ -25,6 +25,9 @@ from lmq_broker.core.stimuli import Now
 LLM_POOL = "llm"
 _SEPARATOR = "\t"
 """In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
+_HOT_LOADS = 2.5
+"""More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
+one that a model stays at least."""
 RunKey = tuple[int, int, int]
 """(job number, epoch, attempt)."""
 Head = tuple[float, Place, "Lane", Flow, Job]
@@ -528,6 +531,9 @@ class Blfq:
         if not places.names:
             return None
         here = [each for each in places.loaded(fleet) if is_open(each.worker, fleet) or each.worker.alone]
+        wait_ms = self._wait_ms(pool, lane, here) if here else 0.0
+        if here and wait_ms <= _HOT_LOADS * LEAST_LOAD_MS:
+            return None
         best: tuple[float, Worker, str, list[Instance]] | None = None
         wake_ms = 0
         for worker in fleet.workers.values():
@@ -558,7 +564,7 @@ class Blfq:
             return WakeAt(wake_ms) if wake_ms else None
         start_ms, worker, model, victims = best
         load_ms = self._memory.load_ms(worker, model)
-        if here and not self._is_hot(pool, lane, here, start_ms, load_ms):
+        if here and (wait_ms <= _HOT_LOADS * load_ms or wait_ms <= start_ms):
             return None
         swap = self._swaps.get(worker.name)
         if not victims:
@@ -625,17 +631,15 @@ class Blfq:
         idle = next((each for each in victims if not each.leased), None)
         return None if idle is None else Unload(worker, idle)
 
-    def _is_hot(self, pool: Pool, lane: Lane, here: list[Instance], start_ms: float, load_ms: float) -> bool:
-        """Tell whether so much waits for a model that one more engine should have it."""
-        engines = len({each.worker.name for each in here})
+    def _wait_ms(self, pool: Pool, lane: Lane, here: list[Instance]) -> float:
+        """Return how long the engines that have a model need for all that waits for it."""
         queued_ms = sum(
             other.jobs * other.mean_cost
             for lanes in pool.lanes
             for other in lanes.values()
             if other.places.names & lane.places.names
         )
-        wait_ms = queued_ms / engines
-        return wait_ms > 2.5 * load_ms and wait_ms > start_ms
+        return queued_ms / len({each.worker.name for each in here})
 
     def _demand(self, pool: Pool, worker: Worker, fleet: Fleet) -> dict[str, float]:
         """Return what waits for each instance of a worker, in cost; stricter bands weigh more."""

@@ -47,6 +47,8 @@ class Memory:
         """Worker -> the least total at which a load found no memory."""
         self._loaded_ms: dict[tuple[str, str], int] = {}
         """(worker, instance) -> monotonic time since which it is known to be loaded."""
+        self._sizes: dict[tuple[str, str], int] = {}
+        """(worker, model) -> bytes, for the present fleet."""
 
     def learn(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Take in how a load went."""
@@ -56,7 +58,7 @@ class Memory:
                 float(took_ms) if known is None else known + LOAD_WEIGHT * (took_ms - known)
             )
             return
-        total = self._used_bytes(worker) + _size_bytes(worker, model)
+        total = self._used_bytes(worker) + self._size_bytes(worker, model)
         if total and worker.instances:
             known_bytes = self._too_much_bytes.get(worker.name, total)
             self._too_much_bytes[worker.name] = min(known_bytes, total)
@@ -66,11 +68,13 @@ class Memory:
         known = self._load_ms.get((worker.name, model))
         if known is not None:
             return max(known, LEAST_LOAD_MS)
-        size_bytes = _size_bytes(worker, model)
+        size_bytes = self._size_bytes(worker, model)
         return max(size_bytes / LOAD_BYTES_PER_MS, LEAST_LOAD_MS) if size_bytes else LOAD_MS
 
     def note(self, worker: Worker, now_ms: int) -> None:
-        """Remember since when instances are loaded."""
+        """Take in what a worker has now: since when instances are loaded, how large models are."""
+        for known in [known for known in self._sizes if known[0] == worker.name]:
+            del self._sizes[known]
         for instance_id in worker.instances:
             self._loaded_ms.setdefault((worker.name, instance_id), now_ms)
         for key in [
@@ -90,7 +94,7 @@ class Memory:
         limit = worker.capacity.models_max
         too_much_bytes = self._too_much_bytes.get(worker.name, 0)
         count = len(worker.instances)
-        used_bytes = self._used_bytes(worker) + _size_bytes(worker, model)
+        used_bytes = self._used_bytes(worker) + self._size_bytes(worker, model)
         must_free = worker.memory_full and count > 0
 
         def fits() -> bool:
@@ -107,19 +111,20 @@ class Memory:
         for instance in sorted(ours, key=lambda each: (demand.get(each.id, 0.0), each.leased, each.id)):
             chosen.append(instance)
             count -= 1
-            used_bytes -= _size_bytes(worker, instance.model)
+            used_bytes -= self._size_bytes(worker, instance.model)
             must_free = False
             if fits():
                 return chosen
         return None
 
     def _used_bytes(self, worker: Worker) -> int:
-        return sum(_size_bytes(worker, instance.model) for instance in worker.instances.values())
+        return sum(self._size_bytes(worker, instance.model) for instance in worker.instances.values())
 
-
-def _size_bytes(worker: Worker, model: str) -> int:
-    wanted = names_of(model)
-    for entry in worker.capacity.catalog:
-        if entry.model == model or wanted & catalog_names(entry):
-            return entry.size_bytes
-    return 0
+    def _size_bytes(self, worker: Worker, model: str) -> int:
+        key = worker.name, model
+        if key not in self._sizes:
+            wanted = names_of(model)
+            self._sizes[key] = next(
+                (each.size_bytes for each in worker.capacity.catalog if wanted & catalog_names(each)), 0
+            )
+        return self._sizes[key]
