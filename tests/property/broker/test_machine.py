@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from lmq_broker.core import invariants
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
+from lmq_broker.core.records import JobAdded
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import DiskChanged, Now, PeerClogged
@@ -127,6 +128,9 @@ class AnyOrder(RuleBasedStateMachine):
                 case Publish() | WakeAt() | Log():
                     pass
                 case _:
+                    if isinstance(effect, JobAdded):
+                        # An id that has been forgotten is that of another job, whose attempts begin at 1.
+                        self.granted = {key for key in self.granted if key[0] != effect.job.id}
                     self.journal.apply(effect)
 
     def gets_work(self, work: SendWork) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from lmq_broker.core.effects import Read, Send
+from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.reads import JobsReply, ListReply, ReadJobs, ReadList
 from lmq_broker.core.records import JobChanged, JobsDeleted, ResultDropped, StoredJob
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import Stop as StopBroker
 from lmq_proto import bounds
 from lmq_proto.errors import ErrorInfo
@@ -177,6 +179,17 @@ def test_a_retried_job_goes_behind_its_equals_and_keeps_its_story() -> None:
     tell(broker, Retry, "a")
     assert started(broker.turn(1), "w1") == ["b"]
     assert [entry.message for entry in broker.job("a").past.story] == ["no"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_job_that_was_cancelled_and_retried_before_its_turn_starts_once(policy: str) -> None:
+    """Its first life still stands in the line, with the number of its second."""
+    broker = a_broker(jobs=[ready("a"), ready("b")], settings=Settings(policy=policy))
+    assert codes(tell(broker, Cancel, "a")) == ["changed"]
+    assert codes(tell(broker, Retry, "a")) == ["changed"]
+    broker.worker(idle("w1", slots=4))
+    assert started(broker.turn(1), "w1") == ["b", "a"]
+    assert codes(tell(broker, Cancel, "a")) == ["changed"]
 
 
 def test_a_done_or_open_job_cannot_be_retried() -> None:

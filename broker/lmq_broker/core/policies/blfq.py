@@ -134,6 +134,7 @@ class Blfq:
         self._swaps: dict[str, Swap] = {}
         self._band_of = [_band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
+        self._may_load = False
         self._now_ms = 0
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
@@ -255,13 +256,22 @@ class Blfq:
         self._now_ms = now.mono_ms
         if fleet.version != self._fleet_version:
             self._look_at(fleet)
+        roomy = {
+            id(instance)
+            for worker in fleet.workers.values()
+            if is_open(worker, fleet)
+            for instance in worker.instances.values()
+            if room(instance) > 0
+        }
+        if not roomy and not self._may_load:
+            return None
         contests: dict[str, Contest] = {}
         waiting: WakeAt | None = None
         for pool in self._pools.values():
             for band in self._in_turn(pool):
                 if not band.waits:
                     continue
-                decision = self._decide_band(pool, band, fleet, contests)
+                decision = self._decide_band(pool, band, fleet, roomy, contests)
                 if isinstance(decision, WakeAt):
                     waiting = decision if waiting is None or decision.mono_ms < waiting.mono_ms else waiting
                 elif decision is not None:
@@ -389,6 +399,7 @@ class Blfq:
     def _look_at(self, fleet: Fleet) -> None:
         """Take in that workers, their models, or what is asked of them have changed."""
         self._fleet_version = fleet.version
+        self._may_load = any(worker.capacity.may_load for worker in fleet.workers.values())
         for worker in fleet.workers.values():
             self._memory.note(worker, self._now_ms)
         for name in list(self._swaps):
@@ -416,7 +427,7 @@ class Blfq:
         yield from (band for band in pool.bands if band not in owed)
 
     def _decide_band(
-        self, pool: Pool, band: Band, fleet: Fleet, contests: dict[str, Contest]
+        self, pool: Pool, band: Band, fleet: Fleet, roomy: set[int], contests: dict[str, Contest]
     ) -> Decision | None:
         """Go through the lanes by the standing of their heads; the first that can be helped is."""
         heads: list[Head] = []
@@ -430,7 +441,7 @@ class Blfq:
         heads.sort(key=_standing_of)
         waiting: WakeAt | None = None
         for head in heads:
-            instance = self._room_for(head, band, fleet, contests)
+            instance = self._room_for(head, band, fleet, roomy, contests)
             if instance is not None:
                 self._note_start(head, band, instance, contests)
                 return Start((head[4],), instance)
@@ -444,16 +455,18 @@ class Blfq:
         return waiting
 
     def _room_for(
-        self, head: Head, band: Band, fleet: Fleet, contests: dict[str, Contest]
+        self, head: Head, band: Band, fleet: Fleet, roomy: set[int], contests: dict[str, Contest]
     ) -> Instance | None:
         """Return the instance with most room where this head may start; a suspect needs a worker that is idle."""
         best = None
         most = 0
         lane = head[2]
         for instance in lane.places.loaded(fleet):
+            if id(instance) not in roomy:
+                continue
             worker = instance.worker
             free = room(instance)
-            if free <= most or not is_open(worker, fleet) or (lane.key[3] and worker.leases):
+            if free <= most or (lane.key[3] and worker.leases):
                 continue
             if worker.name in self._swaps and not self._may_fill_in(head, band, instance):
                 continue
@@ -528,7 +541,8 @@ class Blfq:
         """Bring a place to a head that has none, where that is soonest; or say who waits for what meanwhile."""
         lane = head[2]
         places = lane.places
-        if not places.names:
+        homes = places.homes(fleet)
+        if not homes:
             return None
         here = [each for each in places.loaded(fleet) if is_open(each.worker, fleet) or each.worker.alone]
         wait_ms = self._wait_ms(pool, lane, here) if here else 0.0
@@ -536,13 +550,8 @@ class Blfq:
             return None
         best: tuple[float, Worker, str, list[Instance]] | None = None
         wake_ms = 0
-        for worker in fleet.workers.values():
-            if not is_open(worker, fleet) or not worker.capacity.may_load or not places.served_by(worker):
-                continue
-            if any(each.worker is worker for each in here):
-                continue
-            model = places.on_disk(worker)
-            if model is None:
+        for worker, model in homes:
+            if not is_open(worker, fleet):
                 continue
             if worker.loading:
                 if names_of(worker.loading) & places.names:

@@ -11,6 +11,7 @@ from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
 from lmq_broker.core.state import Job
 from lmq_proto.bounds import PRIORITY_MAX
+from lmq_proto.states import State
 
 NEVER_MS = 1 << 62
 Place = tuple[int, int, int]
@@ -102,5 +103,12 @@ class JobLine:
         return total
 
     def _waits(self, job: Job, place: Place) -> bool:
-        """Tell whether an entry still stands for a job that waits here, at this place."""
-        return self._homes.get(job.number) is self and place_of(job, by_expiry=self._by_expiry) == place
+        """Tell whether an entry still stands for a job that waits here, at this place.
+
+        A job that was cancelled and retried is another object of the same number and place.
+        """
+        return (
+            job.state is State.READY
+            and self._homes.get(job.number) is self
+            and place_of(job, by_expiry=self._by_expiry) == place
+        )

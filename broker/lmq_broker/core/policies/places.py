@@ -16,7 +16,7 @@ def lane_of(job: Job) -> LaneKey:
 class Places:
     """Where the jobs of one lane can run; worked out once for each change of the fleet."""
 
-    __slots__ = ("_found", "_on_disk", "_version", "key", "names")
+    __slots__ = ("_found", "_homes", "_homes_version", "_version", "key", "names")
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
@@ -24,14 +24,13 @@ class Places:
         """Normal forms of the models asked for; empty: any."""
         self._version = -1
         self._found: list[Instance] = []
-        self._on_disk: dict[str, str | None] = {}
-        """Worker -> what `on_disk` found, for the same fleet."""
+        self._homes_version = -1
+        self._homes: list[tuple[Worker, str]] = []
 
     def loaded(self, fleet: Fleet) -> list[Instance]:
         """Return the instances that can run these jobs, busy or not."""
         if self._version != fleet.version:
             self._version = fleet.version
-            self._on_disk.clear()
             self._found = [
                 instance
                 for worker in fleet.workers.values()
@@ -41,17 +40,29 @@ class Places:
             ]
         return self._found
 
+    def homes(self, fleet: Fleet) -> list[tuple[Worker, str]]:
+        """Return the workers that could load a model for these jobs, with its key there; not those that have it."""
+        if self._homes_version != fleet.version:
+            self._homes_version = fleet.version
+            have = {each.worker.name for each in self.loaded(fleet)}
+            self._homes = [
+                (worker, model)
+                for worker in fleet.workers.values()
+                if worker.capacity.may_load and worker.name not in have and self.served_by(worker)
+                if self.names and (model := self.on_disk(worker)) is not None
+            ]
+        return self._homes
+
     def served_by(self, worker: Worker) -> bool:
         """Tell whether a worker takes jobs of this queue and task type."""
         return self.key[1] in worker.task_types and (not worker.queues or self.key[0] in worker.queues)
 
     def on_disk(self, worker: Worker) -> str | None:
-        """Return the catalog's key of the first model at a worker that would do. Asked after `loaded`."""
-        if worker.name not in self._on_disk:
-            self._on_disk[worker.name] = next(
-                (entry.model for entry in worker.capacity.catalog if self.names & catalog_names(entry)), None
-            )
-        return self._on_disk[worker.name]
+        """Return the catalog's key of the first model at a worker that would do."""
+        for entry in worker.capacity.catalog:
+            if self.names & catalog_names(entry):
+                return entry.model
+        return None
 
     def _fits(self, instance: Instance) -> bool:
         named = not self.names or not instance.names or bool(self.names & instance.names)
