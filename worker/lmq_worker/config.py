@@ -76,7 +76,7 @@ class WorkerConfig:
     connect_timeout_s: float = 5.0
     write_timeout_s: float = 30.0
     first_byte_timeout_s: float = 600.0
-    """Longest silence before the first byte of an answer: loading and reading a long prompt are silent."""
+    """Longest silence before the first text of an answer: loading and reading a long prompt are silent."""
     between_chunks_timeout_s: float = 120.0
     """Longest silence inside an answer."""
     cancel_grace_s: float = 2.0

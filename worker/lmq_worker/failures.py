@@ -67,7 +67,7 @@ class Unreachable(AttemptFailed):
 
 
 class Stalled(AttemptFailed):
-    """The endpoint went silent. `code` says before the first byte (`first_byte_timeout`) or later (`chunk_timeout`)."""
+    """The endpoint went silent. `code` says before the first text (`first_byte_timeout`) or later (`chunk_timeout`)."""
 
     def __init__(self, code: str, silent_s: float) -> None:
         super().__init__(Verdict(code), f"no byte from the server for {silent_s:g} s", silent_s=silent_s)

@@ -10,6 +10,7 @@ import pytest
 
 from lmq_worker.backends.http import Endpoint
 from lmq_worker.config import WorkerConfig
+from lmq_worker.failures import Stalled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,11 +23,11 @@ END = b"0\r\n\r\n"
 class Server:
     """Streams the same answer to every request on a connection that it keeps; counts connections."""
 
-    def __init__(self, *, ends: bool) -> None:
+    def __init__(self, *, ends: bool, events: bytes = EVENTS) -> None:
         self.connections = 0
         self.heads: list[str] = []
         self.serving: set[asyncio.Task[None] | None] = set()
-        self._ends = ends
+        self._ends, self._events = ends, events
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -37,7 +38,7 @@ class Server:
                 self.heads.append(head)
                 length = next(line for line in head.splitlines() if line.lower().startswith("content-length"))
                 await reader.readexactly(int(length.partition(":")[2]))
-                writer.write(HEAD + b"%x\r\n%s\r\n" % (len(EVENTS), EVENTS))
+                writer.write(HEAD + b"%x\r\n%s\r\n" % (len(self._events), self._events))
                 await writer.drain()
                 if self._ends:
                     writer.write(END)
@@ -46,8 +47,8 @@ class Server:
 
 
 @asynccontextmanager
-async def a_server(*, ends: bool) -> AsyncIterator[tuple[Server, str]]:
-    server = Server(ends=ends)
+async def a_server(*, ends: bool, events: bytes = EVENTS) -> AsyncIterator[tuple[Server, str]]:
+    server = Server(ends=ends, events=events)
     listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
     async with listening:
         # Each connection ends when the worker's end of it is closed.
@@ -81,6 +82,36 @@ def test_a_stream_whose_body_does_not_end_gives_its_connection_up(monkeypatch: p
             endpoint = Endpoint(WorkerConfig(endpoint=f"http://{address}"))
             await asked(endpoint, 2)
             assert (server.connections, len(server.heads)) == (2, 2)
+            await endpoint.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("begun", "code"),
+    [
+        (b": still there\n\n", "first_byte_timeout"),
+        (b'data: {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}\n\n', "first_byte_timeout"),
+        (b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n', "first_byte_timeout"),
+        (b'data: {"choices": [], "prompt_progress": {"processed": 9}}\n\n', "first_byte_timeout"),
+        (b'data: {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm"}}]}\n\n', "chunk_timeout"),
+        (b'data: {"choices": [{"index": 0, "text": "and"}]}\n\n', "chunk_timeout"),
+    ],
+)
+def test_an_answer_has_begun_with_its_first_text(begun: bytes, code: str) -> None:
+    """What is sent while the prompt is still being read leaves the patience for that as it is."""
+
+    async def story() -> None:
+        async with a_server(ends=False, events=begun) as (_, address):
+            config = WorkerConfig(
+                endpoint=f"http://{address}", first_byte_timeout_s=0.1, between_chunks_timeout_s=0.1
+            )
+            endpoint = Endpoint(config)
+            with pytest.raises(Stalled) as stalled:
+                async with endpoint.stream("/v1/chat/completions", {}) as events:
+                    async for _ in events:
+                        pass
+            assert stalled.value.verdict.code == code
             await endpoint.close()
 
     asyncio.run(story())

@@ -219,13 +219,15 @@ class _Stream:
                 raise StreamCut(_why(error)) from error
             except EventTooLong as error:
                 raise ServerError(str(error)) from error
-            silent_s, code = self._between_s, "chunk_timeout"
             ended = chunk is None
             for name, data in events:
                 if data.strip() == "[DONE]":
                     self.is_done = True
                     return
-                yield _event(name, data)
+                event = _event(name, data)
+                if _speaks(event):
+                    silent_s, code = self._between_s, "chunk_timeout"
+                yield event
 
     async def read_rest(self) -> None:
         """Read to the end of the body, so that the connection can be used again; close it if the end does not come."""
@@ -250,6 +252,17 @@ def _event(name: str, data: str) -> dict[str, Any]:
     if failed is not None:
         raise failed
     return event if isinstance(event, dict) else {}
+
+
+def _speaks(event: dict[str, Any]) -> bool:
+    """Tell whether an event holds some of the answer. Some servers say the role first and read the prompt then."""
+    choices = event.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return False
+    delta = choice.get("delta")
+    said = [value for key, value in delta.items() if key != "role"] if isinstance(delta, dict) else []
+    return any(said) or bool(choice.get("text") or choice.get("finish_reason"))
 
 
 async def _only(event: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
