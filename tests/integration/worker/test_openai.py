@@ -100,6 +100,14 @@ def test_an_unstreamed_completion_is_one_too(tmp_path: Path) -> None:
     assert (ended.outcome, result["text"], text) == ("complete", "and so on", "and so on")
 
 
+def test_several_answers_to_one_job_are_refused_before_they_are_asked_for(tmp_path: Path) -> None:
+    """Asked for two, llama.cpp's server streams them interleaved and counts the tokens of one."""
+    ended, _, _, server = run_one(tmp_path, {}, chat("hi", n=2))
+    assert (ended.error.code, ended.permanent) == ("bad_payload", True)
+    assert ended.error.fields["field"] == "body.n"
+    assert server.requests("/v1/chat/completions") == []
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [

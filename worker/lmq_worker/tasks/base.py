@@ -61,11 +61,14 @@ def request_body(attempt: Attempt) -> dict[str, Any]:
     """Return the `body` of a chat or completion payload, untouched but for what the worker itself sets.
 
     Raises:
-        BadPayload: there is none.
+        BadPayload: there is none, or it asks for several answers.
     """
     body = payload_map(attempt).get("body")
     if not isinstance(body, dict):
         raise BadPayload("body", "must be a map: the request as OpenAI defines it, without model and stream")
+    if body.get("n") not in (None, 1):
+        # Some servers stream several answers interleaved, others write one all the same.
+        raise BadPayload("body.n", "must be 1, a job has one answer; submit a job for each")
     return {key: value for key, value in body.items() if key not in ("model", "stream", "stream_options")}
 
 
