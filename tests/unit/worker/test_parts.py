@@ -393,6 +393,15 @@ TEXT_C: dict[str, Any] = {"choices": [{"text": "c"}]}
 FINISH: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "model": "m"}
 
 
+def test_the_logprobs_of_all_pieces_are_kept_together() -> None:
+    def chunk(**logprobs: Any) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": logprobs}]}
+
+    first, second = {"token": "x", "logprob": -0.5}, {"token": "x", "logprob": -0.7}
+    answer, _ = an_answer(chunk(content=[first], refusal=None), chunk(content=[second], refusal=None))
+    assert answer.raw == {"logprobs": {"content": [first, second], "refusal": None}}
+
+
 def test_odd_chunks_are_forgiven() -> None:
     odd: list[dict[str, Any]] = [
         {},

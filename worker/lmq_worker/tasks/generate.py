@@ -57,8 +57,19 @@ class Answer:
             self._delta(delta)
         elif isinstance(choice.get("text"), str):
             self._content(choice["text"])
+        if isinstance(choice.get("logprobs"), dict):
+            self._logprobs(choice["logprobs"])
         if choice.get("finish_reason"):
             self.finish_reason = str(choice["finish_reason"])
+
+    def _logprobs(self, piece: dict[str, Any]) -> None:
+        """Put the pieces together: lists of one entry per token, under names that differ by route and server."""
+        whole = self.raw.setdefault("logprobs", {})
+        for name, value in piece.items():
+            if isinstance(value, list) and isinstance(whole.get(name), list):
+                whole[name] += value
+            else:
+                whole[name] = list(value) if isinstance(value, list) else value
 
     def _delta(self, delta: dict[str, Any]) -> None:
         for key in _REASONING_KEYS:
