@@ -22,7 +22,10 @@ lmq systemd install --user
 lmq systemd install --dry-run
 """
 UNITS = ("lmq-broker.service", "lmq-worker@.service")
-SYSTEM_FILES = {"lmq-sysusers.conf": "etc/sysusers.d/lmq.conf"}
+SYSTEM_FILES = {
+    "lmq-sysusers.conf": "etc/sysusers.d/lmq.conf",
+    "lmq-tmpfiles.conf": "etc/tmpfiles.d/lmq.conf",
+}
 """What the system's services need beside the units, and where it lies."""
 SYSTEM_UNITS = "etc/systemd/system"
 USER_UNITS = ".config/systemd/user"
@@ -126,7 +129,7 @@ def advice(*, for_user: bool) -> list[str]:
     ctl = "systemctl --user" if for_user else "sudo systemctl"
     said = []
     if not for_user:
-        said.append("next: sudo systemd-sysusers")
+        said.append("next: sudo systemd-sysusers lmq.conf && sudo systemd-tmpfiles --create lmq.conf")
     said += [
         f"next: {ctl} daemon-reload",
         f"next: {ctl} enable --now lmq-broker lmq-worker@local",

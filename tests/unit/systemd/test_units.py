@@ -104,6 +104,7 @@ def test_install_writes_units_that_call_this_environment(tmp_path: Path) -> None
         "etc/systemd/system/lmq-broker.service",
         "etc/systemd/system/lmq-worker@.service",
         "etc/sysusers.d/lmq.conf",
+        "etc/tmpfiles.d/lmq.conf",
     ]
     text = (tmp_path / written[0]).read_text()
     assert f"ExecStart={sys.executable} -P -m lmq.cli broker\n" in text
@@ -149,3 +150,14 @@ def test_what_may_not_be_written_says_sudo(monkeypatch: pytest.MonkeyPatch) -> N
     ended = CliRunner().invoke(root, ["systemd", "install", "--root", "/tmp/nowhere-of-ours"])
     assert ended.exit_code == 77
     assert "sudo lmq systemd install" in ended.stderr
+
+
+def test_a_reload_needs_no_program_that_a_small_system_lacks() -> None:
+    assert unit("lmq-broker.service")["ExecReload"] == ['/bin/sh -c "kill -HUP $MAINPID"']
+
+
+def test_the_folder_of_the_settings_is_made_and_closed_to_others() -> None:
+    text = files("lmq_systemd").joinpath("lmq-tmpfiles.conf").read_text(encoding="utf-8")
+    made = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert made == [["d", "/etc/lmq", "0750", "root", "lmq", "-"]]
+    assert any("systemd-tmpfiles --create" in sentence for sentence in systemd.advice(for_user=False))
