@@ -68,6 +68,19 @@ class Child:
         """The last thing it said."""
         return self.last_lines[-1] if self.last_lines else "it said nothing"
 
+    @property
+    def how_it_ended(self) -> str:
+        """How it ended: by which signal, or with which status and last words."""
+        status = self._process.poll()
+        if status is None:
+            return "still runs"
+        if status >= 0:
+            return f"ended with status {status}: {self.last_line}"
+        try:
+            return f"was killed ({signal.Signals(-status).name})"
+        except ValueError:
+            return f"was killed (signal {-status})"
+
     def listen(self) -> None:
         """Begin to read its lines."""
         self._pump.start()

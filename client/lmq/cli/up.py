@@ -139,7 +139,9 @@ def _relay(children: Children) -> None:
             continue
         if line.is_end:
             raise Failure(
-                f"{line.child.name} ended: {line.child.last_line}; the others are stopped", Status.FAILED
+                f"{line.child.name} {line.child.how_it_ended}; the others are stopped. "
+                "What was accepted is on disk; to go on, type: lmq up",
+                Status.FAILED,
             )
         _print(line.child, line.text)
 
