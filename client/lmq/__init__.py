@@ -16,72 +16,72 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmq import errors
-from lmq._payloads import ChatOptions, Draft, JobMatch, JobOptions, UpdateOptions
-from lmq._sync import Client
-from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
 from lmq._version import __version__
-from lmq.drafts import chat_draft, complete_draft, draft, embed_drafts
-from lmq.errors import (
-    AttemptMoved,
-    BackupFailed,
-    BadConfig,
-    BadField,
-    BadPayload,
-    ClientClosed,
-    CursorExpired,
-    DiskFull,
-    IdempotencyConflict,
-    JobCancelled,
-    JobDead,
-    JobExpired,
-    JobNotDone,
-    LimitReached,
-    LmqError,
-    NotAllowed,
-    NotFound,
-    NotReachable,
-    PartlyRefused,
-    ProtocolError,
-    QueueDraining,
-    Stopping,
-    StreamRestarted,
-    TooLarge,
-    UnknownModel,
-    UpgradeRequired,
-    WaitTimeout,
-    WrongState,
-)
-from lmq.results import (
-    ChatResult,
-    EmbedResult,
-    ErrorInfo,
-    Event,
-    HealthReply,
-    Hold,
-    InstanceInfo,
-    JobStatus,
-    Json,
-    ModelView,
-    Outcome,
-    Piece,
-    Progress,
-    QueueSize,
-    QueueView,
-    Reason,
-    Restart,
-    Tick,
-    Usage,
-    Why,
-    WorkerState,
-    WorkerView,
-)
-from lmq_proto.events import Kind
-from lmq_proto.states import FINAL, OPEN, Phase, State
 
 if TYPE_CHECKING:
+    from lmq import errors
     from lmq._async import AsyncClient
     from lmq._async_job import AsyncEmbedJob, AsyncEventStream, AsyncJob, AsyncPipeline
+    from lmq._payloads import ChatOptions, Draft, JobMatch, JobOptions, UpdateOptions
+    from lmq._sync import Client
+    from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
+    from lmq.drafts import chat_draft, complete_draft, draft, embed_drafts
+    from lmq.errors import (
+        AttemptMoved,
+        BackupFailed,
+        BadConfig,
+        BadField,
+        BadPayload,
+        ClientClosed,
+        CursorExpired,
+        DiskFull,
+        IdempotencyConflict,
+        JobCancelled,
+        JobDead,
+        JobExpired,
+        JobNotDone,
+        LimitReached,
+        LmqError,
+        NotAllowed,
+        NotFound,
+        NotReachable,
+        PartlyRefused,
+        ProtocolError,
+        QueueDraining,
+        Stopping,
+        StreamRestarted,
+        TooLarge,
+        UnknownModel,
+        UpgradeRequired,
+        WaitTimeout,
+        WrongState,
+    )
+    from lmq.results import (
+        ChatResult,
+        EmbedResult,
+        ErrorInfo,
+        Event,
+        HealthReply,
+        Hold,
+        InstanceInfo,
+        JobStatus,
+        Json,
+        ModelView,
+        Outcome,
+        Piece,
+        Progress,
+        QueueSize,
+        QueueView,
+        Reason,
+        Restart,
+        Tick,
+        Usage,
+        Why,
+        WorkerState,
+        WorkerView,
+    )
+    from lmq_proto.events import Kind
+    from lmq_proto.states import FINAL, OPEN, Phase, State
 
 __all__ = [
     "FINAL",
@@ -163,21 +163,40 @@ __all__ = [
 ]
 
 
-_LATER = {
-    "AsyncClient": "lmq._async",
-    "AsyncEmbedJob": "lmq._async_job",
-    "AsyncEventStream": "lmq._async_job",
-    "AsyncJob": "lmq._async_job",
-    "AsyncPipeline": "lmq._async_job",
-}
+_WHERE = {
+    "lmq._payloads": ("ChatOptions", "Draft", "JobMatch", "JobOptions", "UpdateOptions"),
+    "lmq._sync": ("Client",),
+    "lmq._sync_job": ("EmbedJob", "EventStream", "Job", "Pipeline"),
+    "lmq._async": ("AsyncClient",),
+    "lmq._async_job": ("AsyncEmbedJob", "AsyncEventStream", "AsyncJob", "AsyncPipeline"),
+    "lmq.drafts": ("chat_draft", "complete_draft", "draft", "embed_drafts"),
+    "lmq_proto.events": ("Kind",),
+    "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
+    "lmq.results": (
+        "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
+        "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
+        "Why", "WorkerState", "WorkerView",
+    ),
+}  # fmt: skip
+"""Where the names lie that are neither here nor, as all others, in `lmq.errors`."""
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 
 if not TYPE_CHECKING:  # or a type checker would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        """Import the async face when it is first named: who does not use it does not pay for it."""
-        if name not in _LATER:
+        """Import what is named when it is first named: who does not use it does not pay for it.
+
+        The command `lmq` lives on this too: it can take charge of Ctrl-C before anything slow is imported.
+        """
+        if name not in __all__:
             raise AttributeError(f"module 'lmq' has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(_LATER[name]), name)
+        module = import_module(_MODULE_OF.get(name, "lmq.errors"))
+        found = module if name == "errors" else getattr(module, name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return [*__all__, "__doc__", "__file__", "__name__", "__path__"]

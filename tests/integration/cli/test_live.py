@@ -128,9 +128,12 @@ def test_a_backup_is_restored_offline(lmq: Lmq, stage: Stage) -> None:
 
 
 def test_doctor_finds_nothing_wrong_here(lmq: Lmq, stage: Stage) -> None:
-    ended = lmq.run("doctor", "--endpoint", stage.endpoint.url)
-    assert ended.returncode == 0, ended.stdout
-    assert ended.stdout.startswith("ok ")
+    ended = lmq.run("--json", "doctor", "--endpoint", stage.endpoint.url)
+    found = json.loads(ended.stdout)
+    assert found[0]["level"] == "ok"
+    # Whoever runs these tests may run a broker of their own, at the usual address.
+    wrong = [one["text"] for one in found if one["level"] != "ok" and "a second broker" not in one["text"]]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

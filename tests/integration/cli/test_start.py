@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -59,7 +62,8 @@ def test_up_ends_and_stops_the_others_when_one_ends(lone: Lmq) -> None:
     worker.kill()
     _, said = up.communicate(timeout=30)
     assert up.returncode == 1
-    assert "worker ended" in said
+    assert "worker was killed (SIGKILL)" in said
+    assert "type: lmq up" in said
     assert psutil.wait_procs(started, timeout=5)[1] == []
 
 
@@ -101,3 +105,24 @@ def test_ctrl_c_at_any_moment_of_the_demo_leaves_nothing(
     _, said = demo.communicate(timeout=40)
     assert (demo.returncode, said.strip()) == (130, "lmq: stopped; nothing of the demo is left running")
     assert psutil.wait_procs(started, timeout=5)[1] == []
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_prints_no_traceback(tmp_path: Path) -> None:
+    """A module that interrupts stands in for a key pressed at that moment."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os, signal, sys\n"
+        "real = builtins.__import__\n"
+        "def guarded(name, *rest, **more):\n"
+        "    if name == 'click':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = guarded\n",
+        "utf-8",
+    )
+    folders = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-m", "lmq.cli", "list"], env={**os.environ, "PYTHONPATH": folders}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == ""
