@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import zmq
 
 log = logging.getLogger("lmq")
+# Without this, Python prints warnings of a library whose program has set up no logging.
+log.addHandler(logging.NullHandler())
 
 LONGEST_WAIT_MS = 1000
 """Between two turns of the loop: bounds what a wake-up lost to an interrupt in the middle of `post` costs."""

@@ -18,6 +18,8 @@ from lmq.errors import BadConfig
 
 DEFAULT_URL = "tcp://127.0.0.1:7766"
 SCHEMES = ("tcp://", "ipc://")
+PORT_MAX = 65535
+"""Port 0 is a free one: for whoever listens."""
 
 ConfigValue = str | Sequence[str]
 
@@ -151,6 +153,11 @@ def _address(text: str, origin: str) -> str:
         text = f"tcp://{text}"
     if not text.startswith(SCHEMES):
         raise BadConfig(origin, f"url {text!r} must begin with tcp:// or be the path of a local socket")
+    scheme, _, place = text.partition("://")
+    if scheme == "tcp":
+        host, _, port = place.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > PORT_MAX:
+            raise BadConfig(origin, f"url {text!r} must name a host and a port, as {DEFAULT_URL}")
     return text
 
 

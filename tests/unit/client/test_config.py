@@ -65,3 +65,18 @@ def test_the_version_is_that_of_the_package() -> None:
     setup = configparser.ConfigParser()
     setup.read(HOUSE / "setup.cfg", encoding="utf-8")
     assert lmq.__version__ == setup["metadata"]["version"]
+
+
+@pytest.mark.parametrize(
+    "text", ["queue", "tcp://queue", "tcp://:7766", "queue:", "queue:port", "queue:65536", "queue:٣"]
+)
+def test_an_address_without_host_or_port_is_told_with_one_that_has_both(text: str) -> None:
+    with pytest.raises(lmq.BadConfig, match=config.DEFAULT_URL):
+        config.load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["queue:7766", "tcp://[::1]:7766", "tcp://127.0.0.1:0", "ipc:///run/lmq/x.sock"]
+)
+def test_an_address_with_host_and_port_or_a_path_is_taken(text: str) -> None:
+    assert config.load(text).urls == (text if "://" in text else f"tcp://{text}",)
