@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -71,7 +72,9 @@ def diagnose(facts: Facts) -> list[Finding]:
     found = [_broker_is_up(facts, facts.health)]
     for look in (_second_broker, _versions, _clock, _disk, _room):
         found += look(facts, facts.health)
-    for look_at in (_queues, _workers, _endpoints, _instances, _missing_models, _local_endpoint):
+    for look_at in (
+        _queues, _workers, _endpoints, _instances, _missing_models, _missing_task_types, _local_endpoint
+    ):  # fmt: skip
         found += look_at(facts)
     return found
 
@@ -261,6 +264,24 @@ def _missing_models(facts: Facts) -> Iterator[Finding]:
         jobs = f"{count(waiting, 'job')} {'waits' if waiting == 1 else 'wait'}"
         yield Finding(
             "fault", f"{jobs} for {model}, which no endpoint has", f"lms get {model}, or: lmq models"
+        )
+
+
+def _missing_task_types(facts: Facts) -> Iterator[Finding]:
+    """Jobs of a task type that no worker takes: a typing error, or a worker that was not started."""
+    taken = {name for worker in facts.workers if worker.state != "gone" for name in worker.task_types}
+    if not taken:
+        return
+    missing: dict[str, int] = {}
+    for job in facts.waiting:
+        if job.task_type not in taken:
+            missing[job.task_type] = missing.get(job.task_type, 0) + 1
+    for task_type, waiting in missing.items():
+        verb = "waits" if waiting == 1 else "wait"
+        yield Finding(
+            "advice",
+            f"{count(waiting, 'job')} of type {task_type} {verb}; the workers take {', '.join(sorted(taken))}",
+            f"lmq cancel --type {shlex.quote(task_type)}, or start a worker that takes it",
         )
 
 

@@ -49,7 +49,8 @@ def command(session: Session, endpoint: str) -> None:
         raise Failure(sentence_of(failure), status_of(failure), error=failure)
     if faults:
         raise Failure(f"{count(faults, 'fault')} found", Status.FAILED)
-    session.note("all is well")
+    hints = sum(one.level == "advice" for one in found)
+    session.note(f"nothing is broken; {count(hints, 'hint')}" if hints else "all is well")
 
 
 def lines_of(found: list[Finding]) -> list[str]:

@@ -14,7 +14,7 @@ from lmq.cli.errors import Failure, Status
 from lmq.cli.humane import short
 from lmq.cli.places import recall_last
 from lmq.cli.session import Session
-from lmq.errors import LmqError, NotFound
+from lmq.errors import BadField, LmqError, NotFound
 from lmq_proto.events import Kind
 from lmq_proto.ids import from_text, suffix_bounds, to_text
 from lmq_proto.states import State
@@ -35,6 +35,7 @@ LAST = "@last"
 WHOLE_CHARS = 26
 FEWEST_CHARS = 4
 """Of an id's end: fewer name too many jobs to be meant."""
+HOW_TO_NAME = "give the last 6 characters of its id, or @last"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|min|s|m|h|d|w)")
@@ -217,11 +218,14 @@ def _job_id(client: BrokerPort, name: str) -> str:
         if not last:
             raise Failure("no job was submitted from here yet; type: lmq list", Status.NOT_FOUND)
         return last
-    if len(name) == WHOLE_CHARS:
-        return to_text(from_text(name))
     if len(name) < FEWEST_CHARS:
-        raise Failure(f"{name!r} is too short for a job; give the last 6 characters of its id", Status.USAGE)
-    suffix_bounds(name)
+        raise Failure(f"{name!r} is too short for a job; {HOW_TO_NAME}", Status.USAGE)
+    try:
+        if len(name) == WHOLE_CHARS:
+            return to_text(from_text(name))
+        suffix_bounds(name)
+    except BadField as error:
+        raise Failure(f"{name!r} is no job; {HOW_TO_NAME}", Status.USAGE, error=error) from error
     found = client.jobs(id_ending=name, limit=2)
     if not found:
         raise NotFound("job", name)
@@ -251,7 +255,13 @@ def job_options(function: F) -> F:
             click.option("--failures", type=click.IntRange(1, 100), help="So many, and it is dead."),
             click.option("--keep", type=DURATION, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
-            click.option("--depends-on", type=JOB, multiple=True, metavar="JOB", help="Runs after these."),
+            click.option(
+                "--depends-on",
+                type=JOB,
+                multiple=True,
+                metavar="JOB",
+                help="After these; no broker can do that yet.",
+            ),
         )
     ):
         function = option(function)

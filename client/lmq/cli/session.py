@@ -194,6 +194,15 @@ class Noun(click.Group):
         """Write the example."""
         write_example(formatter, self.example)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or say which there are."""
+        if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
+            verbs = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"{self.name} has no verb {args[0]!r}; there are: {verbs}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, errors told as for any command."""
         session = ctx.ensure_object(Session)

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 EXAMPLE = """
 lmq submit train '{"custom_dir": "data"}' --queue training --key norms-2026-11
 lmq submit echo -f payloads.jsonl --priority background
+lmq submit chat '{"body": {"messages": [{"role": "user", "content": "Hi"}]}}'
 """
+SHAPES = {
+    "chat": ("messages", '{"body": {"messages": [{"role": "user", "content": "Hi"}]}}'),
+    "complete": ("prompt", '{"body": {"prompt": "Once upon a time"}}'),
+}
+"""What the body of a request must hold, and the least payload: a slip is told here, not by a dead job later."""
 REFUSALS_SHOWN = 10
 
 
@@ -43,7 +49,8 @@ REFUSALS_SHOWN = 10
 def command(session: Session, /, task_type: str, payload: str | None, atomic: bool, **said: Any) -> None:
     """Submit jobs and print their ids, which are on the broker's disk by then.
 
-    TYPE is chat, complete, embed, bulk_embed, echo, or a task type of your own.
+    TYPE is chat, complete, embed, bulk_embed, echo, or a task type of your own. The body of a chat or complete job
+    is the request as OpenAI defines it.
     """
     file: IO[str] | None = said["file"]
     if file is not None and payload is not None:
@@ -52,7 +59,9 @@ def command(session: Session, /, task_type: str, payload: str | None, atomic: bo
         options = options_of(client, said)
         model = list(said["model"]) or None
         if file is None:
-            job = client.submit(task_type, _payload(payload), model=model, **options)
+            job = client.submit(
+                task_type, _fit(task_type, _payload(payload), "the payload"), model=model, **options
+            )
             remember_last(job.id)
             session.emit({"job": job.id}) if session.json else click.echo(job.id)
             return
@@ -97,7 +106,9 @@ def _payload(text: str | None) -> Json:
 
 def _drafts(task_type: str, file: IO[str], model: list[str] | None, options: JobOptions) -> list[Draft]:
     return [
-        drafts.draft(task_type, payload, model=model, **_own_key(options, number))
+        drafts.draft(
+            task_type, _fit(task_type, payload, f"line {number}"), model=model, **_own_key(options, number)
+        )
         for number, payload in _numbered(file)
     ]
 
@@ -112,6 +123,21 @@ def _own_key(options: JobOptions, number: int) -> JobOptions:
     """Return the options with a key of the line's own: one key for all would make them one job."""
     key = options.get("idempotency_key")
     return options if not key else {**options, "idempotency_key": f"{key}/{number}"}
+
+
+def _fit(task_type: str, payload: Json, what: str) -> Json:
+    """Return a payload that its task type can read, at first sight.
+
+    Raises:
+        click.UsageError: it cannot; the sentence shows one that can.
+    """
+    if task_type not in SHAPES:
+        return payload
+    needed, example = SHAPES[task_type]
+    body = payload.get("body") if isinstance(payload, dict) else None
+    if not isinstance(body, dict) or needed not in body:
+        raise click.UsageError(f"{what} of a {task_type} job lacks body.{needed}; write: {example}")
+    return payload
 
 
 def _parsed(text: str, what: str) -> Json:

@@ -12,6 +12,7 @@ from lmq.cli.errors import Failure, Status
 from lmq.cli.humane import count, short
 from lmq.cli.params import DURATION, job_ids, jobs_argument
 from lmq.cli.tables import STATE_COLORS
+from lmq.errors import WaitTimeout
 
 if TYPE_CHECKING:
     from lmq.cli.session import Session
@@ -35,7 +36,11 @@ def command(session: Session, job: tuple[str, ...], timeout: float | None) -> No
     with session.client() as client:
         for job_id in job_ids(client, job):
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            states[job_id] = client.job(job_id).wait(left_s)
+            try:
+                states[job_id] = client.job(job_id).wait(left_s)
+            except WaitTimeout as error:
+                # What was asked for, not what the jobs before this one left of it.
+                raise WaitTimeout(error.what, timeout or 0.0) from error
             if not session.json:
                 state = states[job_id]
                 click.echo(f"{short(job_id)}  {click.style(state, fg=STATE_COLORS.get(state))}")

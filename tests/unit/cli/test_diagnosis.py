@@ -202,3 +202,28 @@ def test_the_command_looks_for_a_second_broker_at_the_usual_addresses(
 
     ended = CliRunner().invoke(root, ["doctor", "--endpoint", NOWHERE], obj=Session(connect=connect))
     assert f"a second broker answers at {URL}" in ended.stdout.replace("\n        ", " ")
+
+
+def test_a_task_type_that_no_worker_takes() -> None:
+    told = replace(
+        WELL, workers=[a_worker(task_types=["embed", "chat"])], waiting=[a_job(task_type="paint x")]
+    )
+    found = only(told)
+    assert (found.level, found.text) == (
+        "advice",
+        "1 job of type paint x waits; the workers take chat, embed",
+    )
+    assert found.cure == "lmq cancel --type 'paint x', or start a worker that takes it"
+
+
+@pytest.mark.parametrize(
+    ("worker", "last"),
+    [(a_worker(), "all is well"), (a_worker(state="paused"), "nothing is broken; 1 hint")],
+)
+def test_the_last_word_is_all_is_well_only_where_there_is_no_advice(
+    monkeypatch: pytest.MonkeyPatch, worker: WorkerView, last: str
+) -> None:
+    found = replace(WELL, workers=[worker])
+    monkeypatch.setattr("lmq.cli.doctor.gather", lambda session, endpoint: (found, None))
+    ended = run(FakeBroker(), "doctor")
+    assert (ended.exit_code, ended.stderr.strip()) == (0, last)

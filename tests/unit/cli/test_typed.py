@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
 from lmq.cli.params import parse_duration, parse_moment
-from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, run
+from lmq.errors import WaitTimeout
+from lmq_proto.states import State
+from unit.cli.fakes import ID_A, ID_B, FakeBroker, FakeJob, a_job, run
 
 NOON = datetime(2026, 11, 22, 12, 0).astimezone()
 
@@ -108,3 +111,54 @@ def test_since_takes_a_cursor_a_duration_or_a_time() -> None:
     assert sinces[0] == 4711
     assert timedelta(minutes=9) < datetime.now().astimezone() - sinces[1] < timedelta(minutes=11)
     assert sinces[2] == NOON
+
+
+@pytest.mark.parametrize("name", ["@lst", "not a job", "x", "U" * 26])
+def test_what_cannot_be_a_job_is_told_how_to_name_one(name: str) -> None:
+    ended = run(FakeBroker(), "show", name)
+    assert ended.exit_code == 2
+    assert "give the last 6 characters of its id, or @last" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("task_type", "payload"),
+    [("chat", '{"messages": []}'), ("chat", "null"), ("chat", '{"body": []}'), ("complete", '{"body": {}}')],
+)
+def test_a_payload_that_its_task_type_cannot_read_is_refused_with_one_that_it_can(
+    task_type: str, payload: str
+) -> None:
+    broker = FakeBroker()
+    ended = run(broker, "submit", task_type, payload)
+    assert ended.exit_code == 2
+    assert f"the payload of a {task_type} job lacks body." in ended.stderr
+    written = ended.stderr.rpartition("write: ")[2].strip()
+    assert run(broker, "submit", task_type, written).exit_code == 0
+    assert len(broker.did) == 1
+
+
+def test_a_line_that_its_task_type_cannot_read_is_named_and_nothing_is_submitted(tmp_path: Path) -> None:
+    file = tmp_path / "two.jsonl"
+    file.write_text(
+        '{"body": {"messages": [{"role": "user", "content": "Hi"}]}}\n{"messages": []}\n', "utf-8"
+    )
+    broker = FakeBroker()
+    ended = run(broker, "submit", "chat", "-f", str(file))
+    assert ended.exit_code == 2
+    assert "line 2 of a chat job lacks body.messages" in ended.stderr
+    assert broker.did == []
+
+
+def test_a_verb_that_a_noun_does_not_have_is_told_with_those_it_has() -> None:
+    ended = run(FakeBroker(), "queues", "stop")
+    assert ended.exit_code == 2
+    assert "queues has no verb 'stop'; there are: " in ended.stderr
+    assert "pause" in ended.stderr
+
+
+def test_who_waited_too_long_is_told_the_time_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(job: FakeJob, timeout_s: float | None = None) -> State:
+        raise WaitTimeout(f"job {job.id}", timeout_s or 0.0)
+
+    monkeypatch.setattr(FakeJob, "wait", late)
+    ended = run(FakeBroker(found=[a_job()]), "wait", ID_A, "--timeout", "90s")
+    assert (ended.exit_code, ended.stderr.strip()) == (124, f"lmq: waited 90 s for job {ID_A[-6:]}")
