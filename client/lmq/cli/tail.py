@@ -7,6 +7,7 @@ Each tick of the broker (one a second) makes this look at what runs; when no tic
 from __future__ import annotations
 
 import sys
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -91,6 +92,8 @@ def command(
     """
     if since is not None and last is not None:
         raise click.UsageError("give --since or -n, not both")
+    if text and no_follow:
+        raise click.UsageError("--text follows; for the text of a job that has ended: lmq stream JOB")
     with session.client() as client:
         named = job_ids(client, job)
         start = 0 if named and since is None and last is None else since
@@ -116,6 +119,10 @@ class Tail:
     phases: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     """Job to the beginning of a line that has not ended."""
+    read_out: set[str] = field(default_factory=set)
+    """Jobs whose text was read to its end; a look at what runs may be older than that."""
+    held: deque[Event] = field(default_factory=deque)
+    """Events behind the end of a job whose text has not ended: text comes first, and events keep their order."""
     open_jobs: set[str] = field(default_factory=set)
     seq: int = -1
     is_away: bool = False
@@ -132,7 +139,7 @@ class Tail:
         self._follow(self.wish.since, self.wish.last)
         self.feeds.add("running", self._running())
         with Foot(self.session) as foot:
-            while not self.wish.jobs or self.open_jobs or self._reads_text():
+            while not self.wish.jobs or self.open_jobs or self.held or self._reads_text():
                 item = self.feeds.get(SILENCE_S)
                 foot.clear()
                 if item is None:
@@ -161,7 +168,8 @@ class Tail:
     def _take(self, item: Item, foot: Foot) -> None:
         match item.value:
             case Event():
-                self._event(item.value)
+                self.held.append(item.value)
+                self._let_events_go()
             case Piece() | Restart():
                 self._piece(item.name, item.value)
             case list():
@@ -172,6 +180,8 @@ class Tail:
     def _ended(self, item: Item) -> None:
         if item.name in self.texts:
             self._end_text(item.name)
+            self.read_out.add(item.name)
+            self._let_events_go()
         elif isinstance(item.error, CursorExpired):
             self.session.note(f"events up to {item.error.oldest} are no longer kept; going on after them")
             self._follow(item.error.oldest, 0)
@@ -179,6 +189,10 @@ class Tail:
             raise item.error
 
     # --- events ------------------------------------------------------------------------------------------------------
+
+    def _let_events_go(self) -> None:
+        while self.held and not (self.held[0].state in FINAL and self.held[0].job_id in self.texts):
+            self._event(self.held.popleft())
 
     def _event(self, event: Event) -> None:
         assert event.seq > self.seq, f"event {event.seq} after {self.seq}"
@@ -189,6 +203,7 @@ class Tail:
             return
         self.phases.pop(event.job_id, None)
         if event.kind == "started":
+            self.read_out.discard(event.job_id)
             self._read_text(event.job_id)
         if event.state in FINAL:
             self.open_jobs.discard(event.job_id)
@@ -223,12 +238,14 @@ class Tail:
         if self.is_away:
             self.is_away = False
             self.session.note("the broker is back")
+        self.read_out &= {job.id for job in running}
         for job in running:
             if job.phase and job.phase != "sent" and self.phases.get(job.id) != job.phase:
                 self.phases[job.id] = job.phase
                 if not self.wish.kinds and not self.session.json:
                     self._print(phase_line(now_ms(), job), job)
-            self._read_text(job.id)
+            if job.id not in self.read_out:
+                self._read_text(job.id)
         foot.put_jobs(running[:RUNNING_SHOWN], more=max(0, len(running) - RUNNING_SHOWN))
 
     def _tell_away(self) -> None:

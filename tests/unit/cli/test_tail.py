@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from lmq import Piece
 from lmq.cli import tail
+from lmq.cli.feeds import Item
 from lmq.cli.livefoot import Foot
 from lmq.cli.session import Session
 from lmq.errors import CursorExpired, NotReachable
@@ -88,6 +90,34 @@ def test_text_is_shown_in_lines_beside_the_name_of_its_job() -> None:
     assert " ".join(shown).replace("\n", " ").split() == ["one", "two", "three", "four" * 20, "end"]
 
 
+def test_the_end_of_a_job_is_told_after_its_text_and_events_keep_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = tail.Tail(session=_session(), client=FakeBroker(), wish=_wish())  # type: ignore[arg-type]  # the stand-in
+    made.texts[ID_A] = "the last words"
+    events = [
+        an_event(1, "done", job_id=ID_A, state="done"),
+        an_event(2, "accepted", job_id=ID_B, state="ready"),
+    ]
+    for event in events:
+        made._take(Item("events", event), Foot(_session()))
+    assert capsys.readouterr().out == ""
+    made._ended(Item(ID_A, None, is_end=True))
+    text, done, accepted = capsys.readouterr().out.splitlines()
+    assert "| the last words" in text
+    assert " done " in done
+    assert " accepted " in accepted
+
+
+def test_a_look_from_before_the_end_of_a_text_does_not_have_it_read_again() -> None:
+    wish = replace(_wish(), text=True)
+    made = tail.Tail(session=_session(), client=FakeBroker(), wish=wish)  # type: ignore[arg-type]  # the stand-in
+    made.texts[ID_A] = ""
+    made._ended(Item(ID_A, None, is_end=True))
+    made._now([a_job(state="leased")], Foot(_session()))
+    assert made.texts == {}
+
+
 def test_phases_of_what_runs_are_told_once_each() -> None:
     broker = FakeBroker(
         found=[a_job(state="leased", phase="writing")], ticks=3, streams=[[NotReachable("x")]]
@@ -108,6 +138,12 @@ def test_silence_is_told_once_and_the_return_too(capsys: pytest.CaptureFixture[s
 
 def test_since_and_n_contradict_each_other() -> None:
     assert run(FakeBroker(), "tail", "--since", "10m", "-n", "3").exit_code == 2
+
+
+def test_text_and_no_follow_contradict_each_other() -> None:
+    ended = run(FakeBroker(), "tail", "--text", "--no-follow")
+    assert ended.exit_code == 2
+    assert "lmq stream" in ended.stderr
 
 
 def _session() -> Session:
