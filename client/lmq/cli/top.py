@@ -75,7 +75,7 @@ def lines_of(view: View, done_per_min: float | None) -> list[str]:
     """Return the table as lines."""
     health = view.health
     rate = "" if done_per_min is None else f", {done_per_min:.0f} done/min"
-    facts = [view.url, f"up {duration(health.uptime_ms / 1000)}, start {health.epoch}"]
+    facts = [view.url, f"up {duration(health.uptime_ms / 1000)}"]
     facts.append(f"{count(sum(health.counts.values()), 'open job')}{rate}")
     disk = [f"ended {_ended(health)}", f"journal {size(health.journal_bytes)}"]
     disk += [f"{size(health.journal_free_bytes)} free", f"commit {health.commit_p50_us / 1000:.1f} ms"]
