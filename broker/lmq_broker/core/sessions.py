@@ -27,8 +27,7 @@ def hello(state: BrokerState, out: Out, stimulus: Received, command: Hello, now:
         is_new = peer not in state.sessions and command.instance not in state.peers
         if is_new and len(state.sessions) >= state.settings.sessions:
             raise full(state, now, "sessions", len(state.sessions), state.settings.sessions)
-        if len(command.instance) != _INSTANCE_BYTES:
-            raise BadField("instance", len(command.instance), f"{_INSTANCE_BYTES} bytes")
+        check_instance(command.instance)
     except LmqError as error:
         refuse(state, out, peer, command.request_id, error)
         return
@@ -44,6 +43,16 @@ def hello(state: BrokerState, out: Out, stimulus: Received, command: Hello, now:
             events_port=state.host.events_port if stimulus.credential.transport != "ipc" else 0,
             events_path=state.host.events_path if stimulus.credential.transport == "ipc" else "", cursor=state.last_seq,
     ))  # fmt: skip
+
+
+def check_instance(instance: bytes) -> None:
+    """Refuse what cannot be random: two processes of one instance would end each other.
+
+    Raises:
+        BadField: it is no 16 bytes.
+    """
+    if len(instance) != _INSTANCE_BYTES:
+        raise BadField("instance", len(instance), f"{_INSTANCE_BYTES} bytes")
 
 
 def agreed_protocol(oldest: int, newest: int) -> int:

@@ -35,6 +35,7 @@ from lmq_proto.messages import (
 
 _INSTANCES = 256
 _CATALOG = 4096
+_QUEUES = 1024
 _SLOTS = 4096
 _NEVER_MS = 1 << 52
 KNOWN_MODELS = "known_models/"
@@ -86,10 +87,17 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
 def _check(command: Enlist) -> None:
     """Refuse an enlistment that is out of bounds."""
     fields.check_name("name", command.name)
+    sessions.check_instance(command.instance)
     if not 0 < len(command.endpoint) <= 1024:
         raise BadField("endpoint", command.endpoint, "1 to 1024 characters")
     if not 1 <= len(command.task_types) <= bounds.NAME_CHARS:
         raise BadField("task_types", len(command.task_types), f"1 to {bounds.NAME_CHARS}")
+    for task_type in command.task_types:
+        fields.check_name("task_types", task_type)
+    if len(command.queues) > _QUEUES:
+        raise BadField("queues", len(command.queues), f"at most {_QUEUES}")
+    for queue in command.queues:
+        fields.check_name("queues", queue)
     if len(command.held) > 2 * _SLOTS + bounds.BATCH_JOBS:
         raise BadField("held", len(command.held), f"at most {2 * _SLOTS + bounds.BATCH_JOBS}")
     check_capacity(command.capacity)

@@ -102,6 +102,8 @@ def test_a_new_process_may_enlist_once_the_connection_of_the_old_one_is_gone() -
     [
         ({"name": ""}, "name"), ({"name": "x" * 129}, "name"), ({"endpoint": ""}, "endpoint"),
         ({"endpoint": "x" * 1025}, "endpoint"), ({"task_types": []}, "task_types"),
+        ({"task_types": [""]}, "task_types"), ({"queues": ["q" * 129]}, "queues"), ({"queues": ["q"] * 1025}, "queues"),
+        ({"instance": b""}, "instance"), ({"instance": bytes(17)}, "instance"),
     ],
 )  # fmt: skip
 def test_an_enlistment_out_of_bounds_is_refused(fields: dict[str, Any], field: str) -> None:
