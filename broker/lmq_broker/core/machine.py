@@ -131,7 +131,7 @@ def _received(state: BrokerState, out: Out, stimulus: Received, now: Now) -> Non
         try:
             _from_worker(state, out, session, worker, message, stimulus.body, now)
         except ProtocolError as error:
-            refuse(state, out, stimulus.peer, 0, error)
+            refuse(state, out, stimulus.peer, getattr(message, "request_id", 0), error)
     else:
         _from_client(state, out, session, message, stimulus.body, now)
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from lmq_broker.core.effects import Effect, Publish
+from lmq_broker.core.effects import Effect, Publish, Send
 from lmq_broker.core.settings import Settings
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Breaker,
     Bye,
     Enlisted,
+    ErrorReply,
     Hello,
     InstanceInfo,
     LoadEnded,
@@ -279,7 +280,9 @@ def test_what_was_stopping_at_a_dead_worker_holds_nothing_up() -> None:
 
 def test_a_clients_and_a_workers_messages_are_not_mixed_up() -> None:
     broker = a_broker(workers=[idle("w1")], clients=["ann"])
-    assert error(broker.submit("w1", ready("a").spec)).code == "protocol_error"
+    refusal = only(broker.submit("w1", ready("a").spec), Send)[0].message
+    assert isinstance(refusal, ErrorReply)
+    assert (refusal.error.code, refusal.request_id) == ("protocol_error", 2)
     effects = broker.says("ann", LoadEnded(command_id=1))
     assert not sent(effects, "ann", Welcome)
     assert not broker.state.jobs
