@@ -24,6 +24,10 @@ PARENTS = 64
 PRIORITY_MAX = 9
 FAILURES_MAX = 100
 REASON_CHARS = 500
+ERROR_FIELDS_BYTES = 4096
+"""What the fields of a worker's error may take in a header; the story of a job keeps 20 errors."""
+TOKENS = 1 << 31
+"""Of a prompt, an answer, a second: far over what any engine does."""
 TEXT_PIECES = 4096
 """Pieces in one text message."""
 TEXT_BYTES = 1024 * 1024

@@ -1,7 +1,14 @@
-"""What the fields of commands may hold: the same words for the same fault everywhere."""
+"""What the fields of commands may hold: the same words for the same fault everywhere.
+
+A command out of bounds is refused. A worker's report is put in bounds instead: its lease has ended all the same.
+"""
+
+import msgspec
 
 from lmq_proto import bounds
-from lmq_proto.errors import BadField
+from lmq_proto.errors import BadField, ErrorInfo
+
+_pack = msgspec.msgpack.Encoder()
 
 
 def check_labels(labels: dict[str, str]) -> None:
@@ -24,3 +31,17 @@ def check_within(field: str, value: int, low: int, high: int) -> None:
     """Raise BadField unless a number is within its bounds."""
     if not low <= value <= high:
         raise BadField(field, value, f"{low} to {high}")
+
+
+def put_within(value: int, high: int) -> int:
+    """Return the number of 0 to `high` that is nearest to a worker's."""
+    return min(max(value, 0), high)
+
+
+def put_error_within(error: ErrorInfo) -> ErrorInfo:
+    """Return a worker's error with its texts cut to their bounds, and without fields that take too much."""
+    small = not error.fields or len(_pack.encode(error.fields)) <= bounds.ERROR_FIELDS_BYTES
+    return ErrorInfo(
+        error.code[: bounds.NAME_CHARS], error.message[: bounds.REASON_CHARS], error.retryable,
+        error.fields if small else {},
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import heapq
 
-from lmq_broker.core import jobs, readers, workers
+from lmq_broker.core import fields, jobs, readers, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
@@ -156,10 +156,12 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
         lease.progress = min(max(report.progress, 0.0), 1.0) if known else 0.0
         lease.stage = report.stage[: bounds.REASON_CHARS]
         lease.log = report.log[: bounds.REASON_CHARS]
-        if report.tokens > lease.tokens:
-            lease.tokens = report.tokens
-            state.policy.served(lease, report.tokens)
-        lease.tokens_per_s = report.tokens_per_s
+        tokens = fields.put_within(report.tokens, bounds.TOKENS)
+        if tokens > lease.tokens:
+            lease.tokens = tokens
+            state.policy.served(lease, tokens)
+        is_number = 0.0 <= report.tokens_per_s <= bounds.TOKENS  # nor NaN
+        lease.tokens_per_s = report.tokens_per_s if is_number else 0.0
         if changed or now.mono_ms - lease.published_ms >= _PROGRESS_EVERY_MS:
             lease.published_ms = now.mono_ms
             publish_progress(state, out, job)
@@ -215,8 +217,10 @@ def _end_lease(
     job = lease.job
     innocent = lease.uncharged or (not lease.stopping and ended.outcome in ("release", "stopped", "crash"))
     spent = Spent(
-        ended.prompt_tokens, ended.output_tokens, ended.engine_ms, ended.outcome == "complete", innocent
-    )
+        fields.put_within(ended.prompt_tokens, bounds.TOKENS), fields.put_within(ended.output_tokens, bounds.TOKENS),
+        fields.put_within(ended.engine_ms, bounds.DURATION_MS), ended.outcome == "complete", innocent,
+    )  # fmt: skip
+    wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
     close(state, worker, lease, now, spent)
     if lease.stopping:
         is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
@@ -227,7 +231,9 @@ def _end_lease(
         return
     if ended.model:
         job.model = ended.model[: bounds.NAME_CHARS]
-    error = ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
+    error = fields.put_error_within(
+        ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
+    )
     if ended.outcome != "complete":
         # No worker that comes back may take this attempt up: it is over.
         job.epoch = 0
@@ -239,13 +245,13 @@ def _end_lease(
     elif ended.outcome == "complete":
         jobs.end(state, out, job, State.DONE, now, result=result)
     elif ended.outcome in ("release", "stopped"):
-        release(state, out, job, error, now, wait_ms=ended.retry_after_ms, alone=error.code == "kv_overflow")
+        release(state, out, job, error, now, wait_ms=wait_ms, alone=error.code == "kv_overflow")
     elif ended.outcome == "crash" and ended.shared:
         release(state, out, job, error, now, alone=True)
     elif ended.outcome == "crash":
         strike(state, out, job, error, now)
     else:
-        fail(state, out, job, error, now, permanent=ended.permanent, wait_ms=ended.retry_after_ms)
+        fail(state, out, job, error, now, permanent=ended.permanent, wait_ms=wait_ms)
 
 
 def close(

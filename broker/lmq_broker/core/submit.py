@@ -201,8 +201,8 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
     if spec.failures:
         fields.check_within("failures", spec.failures, 0, bounds.FAILURES_MAX)
     if spec.prompt_tokens or spec.output_tokens:
-        fields.check_within("prompt_tokens", spec.prompt_tokens, 0, 1 << 31)
-        fields.check_within("output_tokens", spec.output_tokens, 0, 1 << 31)
+        fields.check_within("prompt_tokens", spec.prompt_tokens, 0, bounds.TOKENS)
+        fields.check_within("output_tokens", spec.output_tokens, 0, bounds.TOKENS)
     if spec.parents:
         raise BadField("parents", len(spec.parents), "none: this broker does not know dependencies yet")
 

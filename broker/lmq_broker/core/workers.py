@@ -322,8 +322,9 @@ def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded,
             permanent = command.error.code == "model_not_found"
             wait_ms = _NEVER_MS if permanent else state.settings.load_retry_ms
             worker.refused_loads[model] = now.mono_ms + wait_ms
+        told = fields.put_error_within(command.error)
         tell(state, now, Kind.LOAD_FAILED, worker=worker.name, model=model,
-             detail={"code": command.error.code, "error": command.error.message})  # fmt: skip
+             detail={"code": told.code, "error": told.message})  # fmt: skip
     publish(state, out, worker)
 
 

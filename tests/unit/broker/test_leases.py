@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lmq_broker.core.effects import Send, SendWork
+from lmq_broker.core.policies.base import Spent
 from lmq_broker.core.records import JobChanged, ResultAdded
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import DiskChanged, Stop as StopBroker
+from lmq_proto import bounds
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Acked,
@@ -261,6 +263,32 @@ def test_the_server_may_ask_for_more_patience_than_the_backoff() -> None:
     assert broker.job("a").backoff_until_ms - broker.mono_ms == 45_000
 
 
+@pytest.mark.parametrize("outcome", ["fail", "release"])
+def test_no_server_may_ask_for_patience_without_end(outcome: str) -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    broker.reports("w1", "a", outcome, error=BOOM, retry_after_ms=2**64 - 1)
+    assert broker.job("a").backoff_until_ms - broker.mono_ms == bounds.DURATION_MS
+
+
+def test_the_error_of_a_worker_is_cut_to_its_bounds() -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    broker.reports("w1", "a", "fail", error=ErrorInfo("c" * 999, "m" * 99_999, fields={"page": "p" * 99_999}))
+    entry = broker.job("a").past.story[0]
+    assert (len(entry.code), len(entry.message), entry.fields) == (128, 500, {"attempt": 1})
+    broker.turn()
+    assert broker.last_event("attempt_failed").detail["error"] == "m" * 500
+
+
+def test_what_a_worker_counted_is_put_in_bounds_before_anybody_is_charged() -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    charged: list[Spent] = []
+    broker.state.policy.ended = lambda lease, spent, now: charged.append(spent)  # type: ignore[method-assign]  # listens
+    broker.reports(
+        "w1", "a", "complete", prompt_tokens=-(2**63), output_tokens=2**64 - 1, engine_ms=2**64 - 1
+    )
+    assert charged == [Spent(0, bounds.TOKENS, bounds.DURATION_MS, complete=True, innocent=False)]
+
+
 def test_backoff_doubles_with_each_failure_up_to_its_cap() -> None:
     broker = a_broker(jobs=[running("a", failures=100)], workers=[idle("w1")])
     waits = []
@@ -429,11 +457,15 @@ def test_progress_of_another_attempt_is_dropped(told: dict[str, int | bytes]) ->
 
 def test_progress_out_of_range_is_put_in_range() -> None:
     broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
-    report = PhaseReport(job_id=job_id("a"), attempt=1, phase="dancing", progress=7.0, stage="s" * 9999)
+    report = PhaseReport(
+        job_id=job_id("a"), attempt=1, phase="dancing", progress=7.0, stage="s" * 9999, tokens=2**64 - 1,
+        tokens_per_s=float("nan"),
+    )  # fmt: skip
     broker.says("w1", Phases(leases=[report]))
     lease = broker.job("a").lease
     assert lease is not None
     assert (lease.phase, lease.progress, len(lease.stage)) == ("sent", 1.0, 500)
+    assert (lease.tokens, lease.tokens_per_s) == (bounds.TOKENS, 0.0)
 
 
 def test_a_submit_and_its_end_in_one_turn_are_told_in_order() -> None:
