@@ -38,6 +38,8 @@ from lmq_proto.states import FINAL, State
 _PUSH_BYTES = 4 * 1024 * 1024
 """Results or text in one push."""
 _PUSH_PIECES = 1000
+_PUSH_HEADER_BYTES = bounds.HEADER_BYTES // 2
+"""What a push's header may take, as far as it is counted: stories and labels are, the rest of an entry is bounded."""
 _FETCH_ENDS = 1000
 _EMPTY_PUSH_AFTER = 1000
 """A subscription that matched nothing for so many events is told the cursor all the same."""
@@ -135,13 +137,20 @@ def push_ends(state: BrokerState, out: Out) -> None:
 def _send_ends(state: BrokerState, out: Out, peer: PeerId, ends: list[End]) -> None:
     """Send ends in messages of bounded size."""
     batch: list[End] = []
-    size = 0
+    size = header_size = 0
     for end in ends:
-        if batch and (size + len(end.result) > _PUSH_BYTES or len(batch) >= bounds.BATCH_JOBS):
+        story_size = len(_pack.encode(end.story)) if end.story else 0
+        is_full = (
+            size + len(end.result) > _PUSH_BYTES
+            or len(batch) >= bounds.BATCH_JOBS
+            or header_size + story_size > _PUSH_HEADER_BYTES
+        )
+        if batch and is_full:
             _send_batch(state, out, peer, batch)
-            batch, size = [], 0
+            batch, size, header_size = [], 0, 0
         batch.append(end)
         size += len(end.result)
+        header_size += story_size
     if batch:
         _send_batch(state, out, peer, batch)
 
@@ -597,10 +606,12 @@ def _send_events(
 ) -> None:
     """Send the events of a stretch that match, within credit, and move the cursor over the others."""
     fitting: list[Event] = []
+    header_size = 0
     after = subscription.cursor
     for event in events:
         if _matches(event, subscription):
-            if len(fitting) >= subscription.credit:
+            header_size += len(_pack.encode(event.labels)) if event.labels else 0
+            if len(fitting) >= subscription.credit or (fitting and header_size > _PUSH_HEADER_BYTES):
                 break
             fitting.append(event)
         after = event.seq

@@ -2,6 +2,8 @@
 
 from itertools import islice
 
+import msgspec
+
 from lmq_broker.core import commands, fields, leases, models, workers
 from lmq_broker.core.chronicle import (
     FULL,
@@ -64,8 +66,12 @@ from lmq_proto.messages import (
 from lmq_proto.states import OPEN, State
 
 _QUEUE_EVERY_MS = 250
+_PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
+"""What the views of one reply may take; the ids that are missing take less than the rest."""
 _LOOK_AT_JOBS = 20_000
 """Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
+
+_pack = msgspec.msgpack.Encoder()
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
@@ -142,6 +148,12 @@ def status_loaded(state: BrokerState, out: Out, session: Session, command: Statu
             found.append(of_stored(state, past))
         else:
             missing.append(job_id)
+    if sum(len(_pack.encode(view)) for view in found) > _PAGE_BYTES:
+        error = BadField(
+            "job_ids", len(command.job_ids), "views that fit a header: ask for half of them at a time"
+        )
+        refuse(state, out, session.peer, command.request_id, error)
+        return
     inform(state, out, session.peer, Statuses(request_id=command.request_id, jobs=found, missing=missing))
 
 
@@ -166,10 +178,16 @@ def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs)
 def listed(state: BrokerState, out: Out, session: Session, command: ListJobs, answer: ListReply) -> None:
     """Answer a list; what is open is shown as it is now."""
     live = {} if state.disk.trouble == FULL else state.jobs
-    views = [
-        of_job(state, state.jobs[job.id]) if job.id in live else of_stored(state, job) for job in answer.jobs
-    ]
-    inform(state, out, session.peer, Listed(request_id=command.request_id, jobs=views, more=answer.more))
+    views: list[JobView] = []
+    size = 0
+    for job in answer.jobs:
+        view = of_job(state, state.jobs[job.id]) if job.id in live else of_stored(state, job)
+        size += len(_pack.encode(view))
+        if views and size > _PAGE_BYTES:
+            break
+        views.append(view)
+    more = answer.more or len(views) < len(answer.jobs)
+    inform(state, out, session.peer, Listed(request_id=command.request_id, jobs=views, more=more))
 
 
 def get_payload(state: BrokerState, out: Out, session: Session, command: GetPayload) -> None:

@@ -10,6 +10,7 @@ from lmq_broker.core.effects import Effect, Read, Send
 from lmq_broker.core.reads import EventsReply, ReadEvents
 from lmq_broker.core.settings import Settings
 from lmq_proto import bounds
+from lmq_proto.codec import encode
 from lmq_proto.messages import Credit, EventFilter, Events, Subscribe, Subscribed, Unsubscribe
 from unit.broker.builders import (
     Broker,
@@ -74,6 +75,17 @@ def test_each_push_begins_where_the_last_one_ended() -> None:
     assert [push.before for push in found] == [0, *(push.after for push in found[:-1])]
     assert seqs(found) == list(range(1, broker.state.last_seq + 1))
     assert max(len(push.events) for push in found) == 2
+
+
+def test_events_with_large_labels_are_spread_over_messages_whose_headers_are_in_bounds() -> None:
+    labels = {f"{number:0128}": "x" * bounds.LABEL_CHARS for number in range(bounds.LABELS)}
+    broker = a_broker(clients=["ann"], settings=Settings(events_per_push=1000))
+    broker.submit("ann", *(spec(f"j{number}", labels=labels) for number in range(1000)))
+    broker.turn()
+    subscribe(broker, cursor=0, credit=5000)
+    found = pushes(broker.turn())
+    assert seqs(found) == list(range(1, broker.state.last_seq + 1))
+    assert max(len(encode(push)[2]) for push in found) <= bounds.HEADER_BYTES
 
 
 def test_from_now_on_nothing_old_comes() -> None:

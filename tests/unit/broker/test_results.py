@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from lmq_broker.core.effects import Read, Send
-from lmq_broker.core.reads import EndsReply, JobsReply, ReadEnds, StoredEnd
+from lmq_broker.core.reads import Context, EndsReply, JobsReply, ReadEnds, StoredEnd
 from lmq_broker.core.records import JobChanged
 from lmq_broker.core.settings import Settings
 from lmq_proto import bounds
+from lmq_proto.codec import encode
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Credit,
@@ -226,6 +229,25 @@ def test_large_results_are_spread_over_several_messages() -> None:
     for name in "ab":
         broker.reports("w1", name, "complete", bytes(3 * 1024 * 1024))
     assert [len(push.jobs) for push in sent(broker.turn(), "ann", Finished)] == [1, 1]
+
+
+def test_long_stories_are_spread_over_messages_whose_headers_are_in_bounds() -> None:
+    broker = a_broker(jobs=[running("a")], workers=[idle("w1")])
+    broker.reports("w1", "a", "fail", error=ErrorInfo("e", "no"), permanent=True)
+    broker.turn()
+    image = stored(broker, "a").job
+    told = ErrorInfo("e", "😀" * bounds.REASON_CHARS, fields={"page": "p" * 4000})
+    past = structs.replace(image.past, story=(told,) * 20)
+    names = [f"j{number}" for number in range(100)]
+    session = broker.state.sessions[b"ann"]
+    session.follows.update(map(job_id, names))
+    session.undelivered.append(job_id(names[0]))
+    broker.says("ann", Credit(results_bytes=1))
+    found = [StoredEnd(structs.replace(image, id=job_id(name), past=past), b"") for name in names]
+    read = ReadEnds(Context(session.peer), [end.job.id for end in found], [], limit_bytes=1)
+    pushed = sent(broker.reads(read, EndsReply(found, [])), "ann", Finished)
+    assert [end.job_id for push in pushed for end in push.jobs] == [job_id(name) for name in names]
+    assert max(len(encode(push)[2]) for push in pushed) <= bounds.HEADER_BYTES
 
 
 def test_who_unfollows_is_told_nothing() -> None:

@@ -20,6 +20,7 @@ from lmq_broker.core.reads import (
 from lmq_broker.core.records import JobChanged, StoredJob
 from lmq_broker.core.stimuli import HostFacts
 from lmq_proto import bounds
+from lmq_proto.codec import encode
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Backup,
@@ -129,6 +130,31 @@ def test_a_list_is_a_page_of_the_journal_shown_as_it_is_now() -> None:
     broker.reports("w1", "a", "fail")
     found = sent(broker.reads(request, ListReply([leased], more=True)), "ann", Listed)[0]
     assert (found.more, found.jobs[0].state) == (True, "delayed")
+
+
+def much_labelled(count: int) -> Broker:
+    """A broker with jobs of the largest labels there are."""
+    labels = {f"{number:0128}": "😀" * bounds.LABEL_CHARS for number in range(bounds.LABELS)}
+    jobs = [running(f"j{number}", labels=labels) for number in range(count)]
+    return a_broker(jobs=jobs, workers=[idle("w1", slots=count)])
+
+
+def test_a_page_that_does_not_fit_a_header_ends_early_and_says_that_there_is_more() -> None:
+    broker = much_labelled(300)
+    asked = ListJobs(request_id=5, match=JobFilter(), limit=1000)
+    request = only(broker.says("ann", asked), Read)[0].request
+    effects = broker.reads(request, ListReply(images(broker), more=False))
+    found = sent(effects, "ann", Listed)[0]
+    assert found.more
+    assert 100 < len(found.jobs) < 300
+    assert len(encode(found)[2]) <= bounds.HEADER_BYTES
+
+
+def test_statuses_that_do_not_fit_a_header_are_refused() -> None:
+    broker = much_labelled(300)
+    job_ids = [image.id for image in images(broker)]
+    refusal = error(broker.says("ann", Status(request_id=5, job_ids=job_ids)))
+    assert (refusal.code, refusal.fields["field"]) == ("bad_field", "job_ids")
 
 
 @pytest.mark.parametrize(
