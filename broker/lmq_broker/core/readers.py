@@ -432,7 +432,9 @@ def _sent(reader: TextReader, message: Text) -> None:
 
 def _restart_reason(job: Job) -> str:
     """Return why an earlier attempt's text is void."""
-    return job.past.story[-1].message if job.past.story else "the attempt was given back and begun anew"
+    last = job.past.story[-1] if job.past.story else None
+    # A worker need not say why; but the reason is what tells a reader to drop what it has, so it is never empty.
+    return (last and (last.message or last.code)) or "the attempt was given back and begun anew"
 
 
 def _fetch_text(state: BrokerState, out: Out, reader: TextReader) -> None:

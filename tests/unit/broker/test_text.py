@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from lmq_broker.core.effects import Read, Send
 from lmq_broker.core.reads import JobsReply, ReadText, StoredText, TextReply
 from lmq_broker.core.records import JobChanged, TextAdded
 from lmq_broker.core.settings import Settings
 from lmq_proto import bounds
+from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Credit,
     Delete,
@@ -164,6 +166,17 @@ def test_the_reason_of_a_restart_is_the_failure() -> None:
     broker.turn(1000)
     broker.writes("w1", "a", 1, "y")
     assert "no reason" in pushed(turn(broker))[0].restart
+
+
+@pytest.mark.parametrize("code", ["e", ""])
+def test_a_restart_has_a_reason_even_if_its_worker_gave_none(code: str) -> None:
+    broker = writing()
+    broker.writes("w1", "a", 1, "x")
+    broker.turn()
+    broker.reports("w1", "a", "fail", error=ErrorInfo(code))
+    broker.turn(1000)
+    broker.writes("w1", "a", 1, "y")
+    assert pushed(turn(broker))[0].restart
 
 
 # --- final ------------------------------------------------------------------------------------------------------------
