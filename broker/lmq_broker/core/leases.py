@@ -231,20 +231,19 @@ def _end_lease(
         return
     if ended.model:
         job.model = ended.model[: bounds.NAME_CHARS]
+    if ended.outcome == "complete":
+        if len(result) <= state.settings.payload_bytes:
+            jobs.end(state, out, job, State.DONE, now, result=result)
+            return
+        text = f"result of {len(result)} bytes, limit {state.settings.payload_bytes}"
+        fail(state, out, job, ErrorInfo("result_too_large", text), now, permanent=True)
+        return
+    # No worker that comes back may take this attempt up: it is over.
+    job.epoch = 0
     error = fields.put_error_within(
         ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
     )
-    if ended.outcome != "complete":
-        # No worker that comes back may take this attempt up: it is over.
-        job.epoch = 0
-    if ended.outcome == "complete" and len(result) > state.settings.payload_bytes:
-        error = ErrorInfo(
-            "result_too_large", f"result of {len(result)} bytes, limit {state.settings.payload_bytes}"
-        )
-        fail(state, out, job, error, now, permanent=True)
-    elif ended.outcome == "complete":
-        jobs.end(state, out, job, State.DONE, now, result=result)
-    elif ended.outcome in ("release", "stopped"):
+    if ended.outcome in ("release", "stopped"):
         release(state, out, job, error, now, wait_ms=wait_ms, alone=error.code == "kv_overflow")
     elif ended.outcome == "crash" and ended.shared:
         release(state, out, job, error, now, alone=True)

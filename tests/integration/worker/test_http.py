@@ -108,9 +108,7 @@ def test_an_answer_has_begun_with_its_first_text(begun: bytes, code: str) -> Non
             )
             endpoint = Endpoint(config)
             with pytest.raises(Stalled) as stalled:
-                async with endpoint.stream("/v1/chat/completions", {}) as events:
-                    async for _ in events:
-                        pass
+                await asked(endpoint, 1)
             assert stalled.value.verdict.code == code
             await endpoint.close()
 
