@@ -25,7 +25,7 @@ from lmq.errors import (
     UnknownModel,
     WaitTimeout,
 )
-from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, an_event, run
+from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, an_event, health, run
 
 
 def piece(text: str, channel: str = "content") -> Piece:
@@ -351,3 +351,15 @@ def test_config_names_the_origin_of_each_value_and_shows_no_secret(monkeypatch: 
     assert run(FakeBroker(), "config", "check").exit_code == 2
     config_path().write_text("[client\n")
     assert run(FakeBroker(), "config", "show").exit_code == 2
+
+
+def test_a_backup_is_restored_to_the_folder_it_came_from_by_the_account_it_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = str(tmp_path / "journal.sqlite3")
+    monkeypatch.setattr(FakeBroker, "health", lambda broker: health(journal_path=journal))
+    monkeypatch.setattr(Path, "owner", lambda path: "lmq")
+    ended = run(FakeBroker(), "backup", "/srv/a copy.sqlite3")
+    assert f"sudo -u lmq lmq restore '/srv/a copy.sqlite3' --data {tmp_path}" in ended.stdout
+    monkeypatch.setattr("lmq.config.account_name", lambda: "lmq")
+    assert f"to use it: lmq restore /srv/x --data {tmp_path}" in run(FakeBroker(), "backup", "/srv/x").stdout
