@@ -20,6 +20,12 @@ Examples:
 """
 
 
+class _BadSettings(click.ClickException):
+    """Settings that cannot be used: starting again would not help, which the exit code tells the service manager."""
+
+    exit_code = 2
+
+
 @click.group("broker", invoke_without_command=True, epilog=_EXAMPLES)
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="Configuration file (TOML).")
 @click.option("--data", help="Folder of the journal.")
@@ -44,7 +50,7 @@ def command(context: click.Context, /, config_path: Path | None, **options: obje
     try:
         config = configuration.load(config_path, overrides)
     except configuration.ConfigError as error:
-        raise click.ClickException(str(error)) from error
+        raise _BadSettings(str(error)) from error
     context.obj = config
     if context.invoked_subcommand is None:
         sys.exit(_run(config, config_path, overrides))
@@ -111,12 +117,11 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     check(state)
     journal.start()
 
-    def reread() -> dict[str, TaskDefaults]:
+    def reread() -> dict[str, TaskDefaults] | str:
         try:
             return configuration.load(config_path, overrides).task_defaults()
         except configuration.ConfigError as error:
-            click.echo(f"Error: {error}; the old defaults stay", err=True)
-            return state.settings.task_defaults
+            return str(error)
 
     notifier = Notifier(*configuration.watchdog())
     server = Server(

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # How long stopped attempts may take to let go of their slots at the end.
 CLOSE_S = 3.0
+# How often the service manager is told what is under way, if that has changed.
+STATUS_EVERY_S = 1.0
 # However often a backend asks for it, the endpoint is looked at no more often than this.
 LOOKS_APART_S = 0.1
 
@@ -98,6 +100,8 @@ class Agent:
         self._load_turn = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
         self._ready_told = False
+        self._status = ""
+        self._status_timer: asyncio.TimerHandle | None = None
         self._gave_up: ErrorInfo | None = None
         self._core: WorkerCore
         self._broken: asyncio.Future[str]
@@ -285,7 +289,8 @@ class Agent:
                 self._spool.forget(instruction.key)
             case Reconnect():
                 self._link.connect()
-                self._supervisor.status(f"looking for a broker at {self._link.address}")
+                self._status = f"looking for a broker at {self._link.address}"
+                self._supervisor.status(self._status)
             case Load():
                 self._spawn(self._load(instruction))
             case Unload():
@@ -303,7 +308,7 @@ class Agent:
             log.warning(note.event, extra=note.fields)
             return
         text = f"worker {self._config.name} ready at {self._config.endpoint}"
-        self._supervisor.status(text)
+        self._tell_status()
         fields = {**note.fields, "worker": self._config.name, "endpoint": self._config.endpoint}
         if self._ready_told:
             log.info("enlisted", extra=fields)
@@ -377,6 +382,8 @@ class Agent:
         await self._runs.close(CLOSE_S)
         if self._timer is not None:
             self._timer.cancel()
+        if self._status_timer is not None:
+            self._status_timer.cancel()
         self._link.close(linger_ms=1000)
         await self._backend.close()
         self._context.term()
@@ -390,6 +397,19 @@ class Agent:
         else:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGBREAK):
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.stop))
+
+    def _tell_status(self) -> None:
+        """Tell the service manager what is under way, once a second while it changes."""
+        running, unacked = len(self._core.held), len(self._core.unacked)
+        text = f"worker {self._config.name} ready at {self._config.endpoint}, {running} running"
+        if unacked:
+            text += f", {unacked} ended and not yet acknowledged"
+        if text != self._status and self._core.is_enlisted:
+            self._status = text
+            self._supervisor.status(text)
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+        self._status_timer = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._tell_status)
 
     def _feed_watchdog(self) -> None:
         if self._config.watchdog_usec:

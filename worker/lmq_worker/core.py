@@ -186,6 +186,11 @@ class WorkerCore:
         return self._epoch
 
     @property
+    def is_enlisted(self) -> bool:
+        """Tell whether a broker knows this worker now."""
+        return self._session is Session.ENLISTED
+
+    @property
     def held(self) -> list[Key]:
         """The leases that run or wait to run."""
         return list(self._held)

@@ -467,11 +467,20 @@ def _why_delayed(job: Job, now: Now) -> Reason:
     )
 
 
+def _in_words(ms: int) -> str:
+    """Return a time as people say it: `40 s`, `3 min`, `2 h 5 min`."""
+    minutes, seconds = divmod(max(0, ms) // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min" if minutes else f"{seconds} s"
+
+
 def _held(hold: Hold, now: Now) -> str:
     """Return by whom, why and for how long something is held, as the end of a sentence."""
     text = f" by {hold.by}"
     if hold.until_ms:
-        text += f" for another {max(0, hold.until_ms - now.wall_ms) // 1000} s"
+        text += f" for another {_in_words(hold.until_ms - now.wall_ms)}"
     return text + (f" ({hold.reason})" if hold.reason else "")
 
 

@@ -70,7 +70,7 @@ class Server:
         *,
         free_floor_bytes: int,
         payload_cache_bytes: int,
-        reread_defaults: Callable[[], dict[str, TaskDefaults]],
+        reread_defaults: Callable[[], dict[str, TaskDefaults] | str],
         announce: Callable[[str], None],
     ) -> None:
         self._door = door
@@ -96,6 +96,10 @@ class Server:
         self._disk_trouble = ""
         self._last_sent: tuple[ToPeer, list[bytes]] | None = None
         self._signals: deque[int] = deque()
+        self._last_status = ""
+        """As the service manager was told; empty: it was not told yet that all is ready."""
+        self._problem = ""
+        """Why the settings on disk are not those in force."""
         self._process = psutil.Process()
         self.exit_code: int | None = None
 
@@ -117,7 +121,8 @@ class Server:
         self._look_at_host(now)
         self._end_turn(now)
         self._wait_durable()
-        self._notifier.ready(self._status())
+        self._last_status = self._status()
+        self._notifier.ready(self._last_status)
         log.info(
             "broker_ready", extra={"fields": {"urls": " ".join(self._door.urls), "epoch": self._state.epoch}}
         )
@@ -331,6 +336,10 @@ class Server:
     def _look_at_host(self, now: Now) -> None:
         """Tell the core the facts of process and disk."""
         self._next_facts_ms = now.mono_ms + _FACTS_EVERY_MS
+        status = self._status()
+        if self._last_status and status != self._last_status:
+            self._last_status = status
+            self._notifier.tell(f"STATUS={status}")
         commits = sorted(self._journal.writer.commits_us)
         ports = [url for url in self._door.events_urls if url.startswith("tcp://")]
         paths = [url for url in self._door.events_urls if url.startswith("ipc://")]
@@ -349,7 +358,8 @@ class Server:
         if now.mono_ms >= self._next_feed_ms:
             every_ms = self._notifier.watchdog_ms
             self._next_feed_ms = now.mono_ms + min(every_ms or 10_000, 10_000)
-            self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._status()}")
+            self._last_status = self._status()
+            self._notifier.tell(f"WATCHDOG=1\nSTATUS={self._last_status}")
         self._wake_at_ms = min(self._wake_at_ms, self._next_feed_ms)
 
     def _status(self) -> str:
@@ -357,9 +367,9 @@ class Server:
         state = self._state
         connected = sum(worker.peer is not None for worker in state.workers.values())
         ended = sum(state.ended.values())
-        return (
-            f"{len(state.jobs)} jobs open, {ended} ended, {connected} workers, {len(state.sessions)} sessions"
-        )
+        counts = ((len(state.jobs), "job"), (connected, "worker"), (len(state.sessions), "session"))
+        jobs, workers, sessions = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+        return f"{jobs} open, {ended} ended since the start, {workers}, {sessions}{self._problem}"
 
     def _catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -371,10 +381,20 @@ class Server:
             number = self._signals.popleft()
             if number == signal.SIGHUP:
                 self._notifier.reloading()
-                self._step(DefaultsChanged(self._reread_defaults()), now)
+                self._reread(now)
                 self._notifier.ready(self._status())
             else:
                 self._stop(now)
+
+    def _reread(self, now: Now) -> None:
+        """Take over the defaults in the file; a file that cannot be used changes nothing, and the status says so."""
+        found = self._reread_defaults()
+        if isinstance(found, str):
+            self._problem = f"; the old settings stay: {found}"
+            self._announce(f"Error: {found}; the old settings stay")
+        else:
+            self._problem = ""
+            self._step(DefaultsChanged(found), now)
 
     def _stop(self, now: Now) -> None:
         """Take no more, tell the peers, finish the commit. Running jobs go on and report to the next broker."""

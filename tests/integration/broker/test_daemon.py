@@ -113,13 +113,13 @@ def manager(fleet: Fleet) -> Iterator[ServiceManager]:
 
 def test_the_service_manager_is_told_how_it_goes(fleet: Fleet, manager: ServiceManager) -> None:
     broker = fleet.broker(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="400000")
-    assert "STATUS=0 jobs open" in manager.hears("READY=1")
+    assert "STATUS=0 jobs open, 0 ended since the start, 0 workers, 0 sessions" in manager.hears("READY=1")
     with lmq.Client(fleet.url, timeout_s=PATIENCE_S) as q:
         # Ready means that commands are answered.
         q.submit("later")
         for _ in range(3):
             assert "STATUS=" in manager.hears("WATCHDOG=1")
-        assert manager.hears("STATUS=1 jobs open")
+        assert manager.hears("STATUS=1 job open")
         broker.send_signal(signal.SIGHUP)
         assert "MONOTONIC_USEC=" in manager.hears("RELOADING=1")
         manager.hears("READY=1")
@@ -204,3 +204,27 @@ def test_what_waits_in_the_sdk_goes_on_over_kills_of_the_broker(fleet: Fleet) ->
                 break
         assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
         events.close()
+
+
+def test_settings_that_cannot_be_used_end_it_with_2_so_that_nobody_starts_it_again(fleet: Fleet) -> None:
+    config = fleet.folder / "broker.toml"
+    config.write_text("[broker]\nfoo = 1\n")
+    broker = fleet.broker("--config", str(config))
+    broker.ended_by_us = True
+    assert broker.wait() == 2
+    assert "foo" in broker.said()
+
+
+def test_a_reload_that_cannot_be_used_is_in_the_status(fleet: Fleet, manager: ServiceManager) -> None:
+    config = fleet.folder / "broker.toml"
+    config.write_text("[broker]\n")
+    broker = fleet.broker("--config", str(config), NOTIFY_SOCKET=str(manager.path))
+    manager.hears("READY=1")
+    config.write_text("[broker]\njobs_open = 'many'\n")
+    broker.send_signal(signal.SIGHUP)
+    manager.hears("RELOADING=1")
+    assert "the old settings stay" in manager.hears("READY=1")
+    config.write_text("[broker]\n")
+    broker.send_signal(signal.SIGHUP)
+    manager.hears("RELOADING=1")
+    assert "the old settings stay" not in manager.hears("READY=1")

@@ -182,8 +182,10 @@ def test_it_tells_systemd_when_it_is_ready_alive_and_stopping(tmp_path: Path) ->
                     broker.url, tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="100000"
                 ) as process,
             ):
-                for word in ("READY=1", "STATUS=worker w1 ready", "WATCHDOG=1"):
+                for word in ("READY=1", "STATUS=worker w1 ready", ", 0 running", "WATCHDOG=1"):
                     await hear(word)
+                await broker.give({"delay_s": 3600.0})
+                await hear(", 1 running")
                 process.send_signal(signal.SIGTERM)
                 await hear("STOPPING=1")
                 assert (await exit_status(process))[0] == 0
