@@ -213,6 +213,49 @@ def test_slots_are_asked_for_again_once_a_model_is_loaded(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
+def listed(**status: str) -> Answer:
+    """Return a list of models as llama.cpp's router gives it: all that it could run."""
+    return (200, {"object": "list", "data": [{"id": n, "status": {"value": v}} for n, v in status.items()]})
+
+
+def test_a_stream_that_ends_with_its_engine_is_a_crash(tmp_path: Path) -> None:
+    """llama.cpp's router ends the stream of an engine that was killed as if nothing was wrong, and lists it still."""
+    routes: dict[str, Answer] = {
+        "/v1/models": listed(tiny="unloaded"),
+        "/v1/chat/completions": (200, 'data: {"choices": [{"index": 0, "delta": {"content": "Once"}}]}\n\n'),
+    }
+    ended, _, _, _ = run_one(tmp_path, routes, chat("hi"))
+    assert (ended.outcome, ended.error.code) == ("crash", "engine_crashed")
+
+
+def test_a_stream_that_is_cut_while_its_engine_runs_is_a_failure(tmp_path: Path) -> None:
+    routes: dict[str, Answer] = {
+        "/v1/models": listed(tiny="loaded"),
+        "/v1/chat/completions": (200, 'data: {"choices": [{"index": 0, "delta": {"content": "Once"}}]}\n\n'),
+    }
+    ended, _, _, _ = run_one(tmp_path, routes, chat("hi"))
+    assert (ended.outcome, ended.error.code) == ("fail", "stream_cut")
+
+
+@pytest.mark.parametrize(("autoload", "models"), [(True, ["idle", "tiny"]), (False, ["tiny"])])
+def test_a_router_has_the_models_that_it_would_run(tmp_path: Path, autoload: bool, models: list[str]) -> None:
+    async def run() -> None:
+        routes: dict[str, Answer] = {
+            "/v1/models": listed(idle="unloaded", tiny="sleeping"),
+            "/props": (200, {"role": "router", "models_autoload": autoload}),
+        }
+        async with (
+            a_server(routes) as (_, url),
+            a_broker() as broker,
+            a_worker(settings(broker.url, tmp_path, backend="openai", endpoint=url)),
+        ):
+            await broker.with_instance("tiny")
+            assert broker.capacity is not None
+            assert [one.model for one in broker.capacity.instances] == models
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
 def test_lm_studio_is_recognized_by_any_url_of_it(ending: str) -> None:
     async def run() -> None:

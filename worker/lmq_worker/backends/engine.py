@@ -123,6 +123,10 @@ class EngineBackend(ABC):
         """Return the names that an answer of this instance may carry; empty: any."""
         return frozenset()
 
+    def runs(self, instance_id: str) -> bool:
+        """Tell whether an instance that the last look found has an engine now; without one it would be started."""
+        return True
+
     async def slot_free(self, instance: InstanceInfo, *, answered: bool) -> None:
         """Return when the slot of a request that was cut off is free again."""
         if not answered:
@@ -301,7 +305,7 @@ class EngineBackend(ABC):
                     Verdict("endpoint_unreachable", "release", action="wait"),
                     f"{failure.message}; {self._breaker.reason}",
                 )
-            if not loaded and isinstance(failure, StreamCut):
+            if isinstance(failure, StreamCut) and not (loaded and self.runs(lease.instance_id)):
                 return AttemptFailed(ENGINE_CRASHED, f"{failure.message}; the model is no longer loaded")
             if not loaded:
                 return InstanceGone(lease.instance_id)

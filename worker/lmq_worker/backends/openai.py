@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Parts of names by which embedding models are known; such servers do not say what a model is for.
 _EMBEDDER_NAMES = ("embed", "bge-", "e5-", "gte-", "minilm")
+# What llama.cpp's router says of a model without an engine.
+_NOT_RUNNING = frozenset({"unloaded", "downloading", "downloaded"})
 
 
 class OpenAIBackend(EngineBackend):
@@ -27,13 +29,19 @@ class OpenAIBackend(EngineBackend):
         super().__init__(config, spool)
         # None: not asked yet; False: this server knows no such route.
         self._has_props: bool | None = None
+        self._stopped: frozenset[str] = frozenset()
 
     async def look(self) -> Capacity:
         answer = await self.endpoint.get("/v1/models")
         names = model_names(answer)
         if names is None:
             raise ServerError("/v1/models does not list models; is this an OpenAI-compatible server?")
-        slots, context_tokens = await self._slots()
+        props = await self._props()
+        self._stopped = stopped_models(answer)
+        if props.get("models_autoload") is False:
+            # A router that starts no engine by itself refuses what is not running.
+            names = [name for name in names if name not in self._stopped]
+        slots, context_tokens = read_props(props)
         slots = self.config.slots or slots
         instances = [
             InstanceInfo(
@@ -48,10 +56,13 @@ class OpenAIBackend(EngineBackend):
         # However many models it lists, the machine behind it is one.
         return Capacity(instances=instances, slots=slots)
 
-    async def _slots(self) -> tuple[int, int]:
-        """Return (slots, context of each) as llama.cpp's server tells them; (1, 0) where nobody does."""
+    def runs(self, instance_id: str) -> bool:
+        return instance_id not in self._stopped
+
+    async def _props(self) -> dict[str, Any]:
+        """Return what llama.cpp's server tells of itself; nothing where nobody does."""
         if self._has_props is False:
-            return 1, 0
+            return {}
         try:
             props = await self.endpoint.get("/props")
         except AttemptFailed as failure:
@@ -59,9 +70,9 @@ class OpenAIBackend(EngineBackend):
                 # It lists its model while that loads; what it says then of slots would be a guess.
                 raise
             self._has_props = False if failure.verdict.code == "wrong_endpoint" else None
-            return 1, 0
+            return {}
         self._has_props = True
-        return read_props(props)
+        return props if isinstance(props, dict) else {}
 
     async def load(self, model: str, context_tokens: int) -> ErrorInfo | None:
         return ErrorInfo("load_not_allowed", "this server loads its models itself")
@@ -80,10 +91,21 @@ def model_names(answer: Any) -> list[str] | None:
     return [str(one["id"]) for one in data if isinstance(one, dict) and one.get("id")]
 
 
-def read_props(props: Any) -> tuple[int, int]:
+def stopped_models(answer: Any) -> frozenset[str]:
+    """Return the models that an answer of /v1/models calls not running, as llama.cpp's router does."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    return frozenset(
+        str(one["id"])
+        for one in (data if isinstance(data, list) else [])
+        if isinstance(one, dict)
+        and one.get("id")
+        and isinstance(one.get("status"), dict)
+        and one["status"].get("value") in _NOT_RUNNING
+    )
+
+
+def read_props(props: dict[str, Any]) -> tuple[int, int]:
     """Return (slots, context tokens) of llama.cpp's /props; (1, 0) where they are not said."""
-    if not isinstance(props, dict):
-        return 1, 0
     slots = props.get("total_slots")
     settings = props.get("default_generation_settings")
     context = settings.get("n_ctx") if isinstance(settings, dict) else None
