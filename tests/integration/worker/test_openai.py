@@ -11,6 +11,7 @@ import pytest
 
 from integration.worker.fake_broker import a_broker, a_worker, chat, settings
 from lmq_worker.backends import NoEndpoint, detected
+from lmq_worker.backends.lm_studio import NOT_LM_STUDIO, TOO_OLD
 from lmq_worker.config import WorkerConfig
 
 if TYPE_CHECKING:
@@ -252,6 +253,26 @@ def test_a_router_has_the_models_that_it_would_run(tmp_path: Path, autoload: boo
             await broker.with_instance("tiny")
             assert broker.capacity is not None
             assert [one.model for one in broker.capacity.instances] == models
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("routes", "note"),
+    [({}, NOT_LM_STUDIO), ({"/lmstudio-greeting": (200, {"lmstudio": True})}, TOO_OLD)],
+)
+def test_the_lm_studio_backend_says_what_it_is_pointed_at(
+    tmp_path: Path, routes: dict[str, Answer], note: str
+) -> None:
+    async def run() -> None:
+        async with (
+            a_server(routes) as (_, url),
+            a_broker() as broker,
+            a_worker(settings(broker.url, tmp_path, backend="lm_studio", endpoint=url)),
+        ):
+            await broker.with_instance("tiny")
+            assert broker.capacity is not None
+            assert broker.capacity.notes[:1] == [note]
 
     asyncio.run(run())
 

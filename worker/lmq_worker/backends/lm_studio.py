@@ -33,6 +33,12 @@ NOT_ON_NETWORK = (
     "type: lms server start --bind 0.0.0.0"
 )
 
+TOO_OLD = "this LM Studio is older than 0.3.6: lmq cannot see which models are loaded; update it"
+NOT_LM_STUDIO = (
+    "this server does not say that it is LM Studio; for llama.cpp, vLLM, Ollama and others, start the worker with: "
+    "--backend openai"
+)
+
 INSUFFICIENT_MEMORY = Verdict("insufficient_memory", action="free_memory")
 _BUSY = Verdict("instance_busy", action="wait")
 _NOT_ALLOWED = Verdict("load_not_allowed", permanent=True, action="none")
@@ -75,7 +81,9 @@ class LmStudioBackend(EngineBackend):
                 continue
             if capacity is not None:
                 return capacity
-        return self._read_openai(await self.endpoint.get("/v1/models"))
+        capacity = self._read_openai(await self.endpoint.get("/v1/models"))
+        note = TOO_OLD if await greets(self.endpoint) else NOT_LM_STUDIO
+        return msgspec.structs.replace(capacity, notes=[note])
 
     def answers_to(self, instance: InstanceInfo) -> frozenset[str]:
         if instance.kind == "embedding":
@@ -171,8 +179,7 @@ class LmStudioBackend(EngineBackend):
             )
             for name in names
         ]
-        old = "this LM Studio is older than 0.3.6: lmq cannot see which models are loaded; update it"
-        return Capacity(instances=instances, slots=max(self.config.slots, 1), notes=[old])
+        return Capacity(instances=instances, slots=max(self.config.slots, 1))
 
     # --- loading ---
 
