@@ -59,7 +59,8 @@ async def a_server(*, ends: bool, events: bytes = EVENTS) -> AsyncIterator[tuple
 async def asked(endpoint: Endpoint, times: int) -> None:
     for _ in range(times):
         async with endpoint.stream("/v1/chat/completions", {}) as events:
-            assert [event async for event in events] == [{"n": 1}]
+            heard = [event async for event in events]
+        assert heard == [{"n": 1}]
         await asyncio.gather(*endpoint.unfinished)
 
 
