@@ -214,6 +214,35 @@ def test_slots_are_asked_for_again_once_a_model_is_loaded(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
+PAGE: Answer = (502, "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>nginx</body></html>")
+
+
+def test_jobs_are_not_charged_while_a_proxy_finds_nobody_behind_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            a_server({"/v1/chat/completions": PAGE}) as (server, url),
+            a_broker() as broker,
+            a_worker(settings(broker.url, tmp_path, backend="openai", endpoint=url)),
+        ):
+            await broker.with_instance("tiny")
+            server.routes["/v1/models"] = PAGE
+            ended, _ = await broker.end(await broker.give(chat("hi"), task_type="chat", instance_id="tiny"))
+            assert ended.error is not None
+            assert (ended.outcome, ended.error.code) == ("release", "endpoint_unreachable")
+            assert ended.error.message == "502 Bad Gateway; /v1/models: 502 Bad Gateway (HTTP 502)"
+
+    asyncio.run(run())
+
+
+def test_a_proxy_that_fails_one_job_of_a_server_that_answers_is_a_failure(tmp_path: Path) -> None:
+    ended, _, _, _ = run_one(tmp_path, {"/v1/chat/completions": PAGE}, chat("hi"))
+    assert (ended.outcome, ended.error.code, ended.error.message) == (
+        "fail",
+        "server_error",
+        "502 Bad Gateway",
+    )
+
+
 def listed(**status: str) -> Answer:
     """Return a list of models as llama.cpp's router gives it: all that it could run."""
     return (200, {"object": "list", "data": [{"id": n, "status": {"value": v}} for n, v in status.items()]})

@@ -256,6 +256,21 @@ def test_without_a_known_text_the_status_decides(
     assert (verdict.code, verdict.outcome, verdict.permanent) == (code, outcome, permanent)
 
 
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (
+            "<html>\r\n<head><title>413 Request Entity Too Large</title></head>",
+            "413 Request Entity Too Large",
+        ),
+        ("<html>no title", "<html>no title"),
+        ("we have no <title>x</title>", "we have no <title>x</title>"),
+    ],
+)
+def test_a_page_of_a_web_server_is_quoted_by_its_title(page: str, message: str) -> None:
+    assert error_of_answer(page, 413).message == message
+
+
 def test_the_patience_that_a_server_asks_for_reaches_the_broker() -> None:
     assert error_of_answer("busy", 503, retry_after_ms=7000).outcome().retry_after_ms == 7000
 

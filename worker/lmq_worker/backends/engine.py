@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINE_CRASHED = Verdict("engine_crashed", "crash", action="reload")
+# What a proxy says when the server behind it does not answer: only a look tells for how long.
+GATEWAY_STATUSES = (502, 504)
 CONTEXT_OVERFLOW = Verdict("context_overflow", permanent=True, action="none")
 
 
@@ -298,7 +300,11 @@ class EngineBackend(ABC):
                 return failure.judged(CONTEXT_OVERFLOW)
         elif code == "engine_crashed":
             self.wake.set()
-        elif isinstance(failure, StreamCut) or code in ("model_not_found", "model_not_loaded"):
+        elif (
+            isinstance(failure, StreamCut)
+            or code in ("model_not_found", "model_not_loaded")
+            or failure.fields.get("status") in GATEWAY_STATUSES
+        ):
             loaded = await self._is_loaded(lease.instance_id)
             if loaded is None:
                 return AttemptFailed(

@@ -120,6 +120,7 @@ HOLD_ENDPOINT = frozenset({"pause"})
 
 FIRST_ERROR_STATUS = 400
 
+_TITLE = re.compile(r"<title>([^<]+)</title>", re.IGNORECASE)
 _NESTED = re.compile(r"returned \d{3}: (\{.*)", re.DOTALL)
 
 
@@ -213,7 +214,13 @@ def error_of_answer(text: str, status: int, retry_after_ms: int = 0) -> ServerEr
     except ValueError:
         body = None
     error = read_error(body, status=status, retry_after_ms=retry_after_ms)
-    return error or ServerError(text.strip()[:500], status=status, retry_after_ms=retry_after_ms)
+    return error or ServerError(_plain(text)[:500], status=status, retry_after_ms=retry_after_ms)
+
+
+def _plain(text: str) -> str:
+    """Return what a page of a web server says, its title; any other text as it is."""
+    title = _TITLE.search(text) if text.lstrip()[:1] == "<" else None
+    return (title[1] if title else text).strip()
 
 
 def _read(error: Any) -> tuple[str, str, str, dict[str, int]]:
