@@ -35,7 +35,10 @@ class _BadSettings(click.ClickException):
 @click.option(
     "--events-listen", multiple=True, help="Address of the progress socket; beside --listen if not given."
 )
-@click.option("--policy", help="Who runs next: the name of a scheduling policy.")
+@click.option(
+    "--policy",
+    help="Who runs next: strict (priority, then arrival; the default) or blfq (fair shares within bands).",
+)
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--log-format", help="plain or json.")
 @click.pass_context
