@@ -426,8 +426,8 @@ def _why_open(state: BrokerState, job: Job, view: JobView, now: Now) -> tuple[li
     """Return the reasons that hold for an open job, the weightiest first, and what its owner can type."""
     name = short(job.id)
     if job.state is State.LEASED and job.lease is not None:
-        since_s = (now.mono_ms - job.lease.granted_ms) // 1000
-        what = f"it runs on {job.worker} for {since_s} s ({job.lease.phase})"
+        since = _in_words(now.mono_ms - job.lease.granted_ms)
+        what = f"it runs on {job.worker} for {since} ({job.lease.phase})"
         return [Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})], [
             f"lmq stream {name}", f"lmq cancel {name}"]  # fmt: skip
     hints = [f"lmq cancel {name}"]
@@ -457,12 +457,12 @@ def _why_delayed(job: Job, now: Now) -> Reason:
     if job.backoff_until_ms:
         seconds = max(0, job.backoff_until_ms - now.mono_ms) / 1000
         cause = f" ({job.past.story[-1].message})" if job.past.story else ""
-        text = f"attempt {job.attempt} did not succeed{cause}; the next one comes in {seconds:.0f} s"
+        text = f"attempt {job.attempt} did not succeed{cause}; the next one comes in {_in_words(int(seconds * 1000))}"
         return Reason(code="backoff", text=text, fields={"seconds": seconds, "failures": job.failures})
     seconds = max(0, job.due_at_ms - now.wall_ms) / 1000
     return Reason(
         code="delayed",
-        text=f"its submitter wants it to start in {seconds:.0f} s",
+        text=f"its submitter wants it to start in {_in_words(int(seconds * 1000))}",
         fields={"seconds": seconds},
     )
 
@@ -495,7 +495,11 @@ def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> l
         if job.task_type in worker.task_types and (not worker.queues or job.queue in worker.queues)
     ]  # fmt: skip
     if not serving:
+        taken = sorted({each for worker in connected for each in worker.task_types})
         text = f"no worker takes {job.task_type} jobs of queue {job.queue}"
+        if job.task_type not in taken:
+            text += f"; they take {', '.join(taken)}"
+        hints.insert(0, "lmq workers list")
         return [
             Reason(
                 code="no_worker_for_queue", text=text, fields={"queue": job.queue, "task_type": job.task_type}

@@ -317,6 +317,23 @@ def test_a_queue_or_task_type_that_no_worker_takes_is_why() -> None:
     assert codes(broker, "a") == ["no_worker_for_queue"]
 
 
+def test_a_task_type_that_nobody_takes_is_told_with_those_that_are_taken() -> None:
+    broker = a_broker(
+        jobs=[ready("a", task_type="paint")], workers=[idle("w1", task_types=["chat", "embed"])]
+    )
+    assert "they take chat, embed" in why(broker, "a").reasons[0].text
+    assert "lmq workers list" in hints(broker, "a")
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "says"),
+    [(40_000, "in 40 s"), (180_000, "in 3 min"), (7_200_000, "in 2 h"), (7_500_000, "in 2 h 5 min")],
+)
+def test_times_are_told_as_people_say_them(delay_ms: int, says: str) -> None:
+    broker = a_broker(jobs=[ready("a", delay_ms=delay_ms)])
+    assert why(broker, "a").reasons[0].text.endswith(says)
+
+
 def test_jobs_ahead_are_why_and_the_first_is_next() -> None:
     broker = a_broker(jobs=[running("x"), ready("a"), ready("b"), ready("c")], workers=[idle("w1")])
     assert codes(broker, "a") == ["next"]
