@@ -44,9 +44,7 @@ class Lane:
         self.jobs = 0
         self.mean_cost = 0.0
         """Of those that were queued lately."""
-        self.standing: Standing[tuple[float, Place]] = Standing(
-            lambda flow: (flow.key, flow.lines[key].head()[0])
-        )
+        self.standing = Standing(_key)
 
 
 class Pool:
@@ -436,8 +434,9 @@ class Blfq:
                 continue
             first = lane.standing.first()
             assert first is not None, "a lane without jobs is no lane"
-            (flow_key, place), flow = first
-            heads.append((flow_key, place, lane, flow, flow.lines[key].head()[1]))
+            flow_key, flow = first
+            place, job = flow.lines[key].head()
+            heads.append((flow_key, place, lane, flow, job))
         heads.sort(key=_standing_of)
         waiting: WakeAt | None = None
         for head in heads:
@@ -672,6 +671,10 @@ class Blfq:
         if loaded and own_places:
             return any(id(place) in own_places for place in loaded)
         return other.key[0] == own[0]
+
+
+def _key(flow: Flow) -> float:
+    return flow.service + flow.predicted / flow.weight
 
 
 def _standing_of(head: Head) -> tuple[float, Place]:

@@ -9,13 +9,10 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 
 import heapq
 from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from lmq_broker.core.policies.costs import Quantiles
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey
-
-K = TypeVar("K", bound=float | tuple[object, ...])
 
 FLOWS = 100_000
 """Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
@@ -55,7 +52,7 @@ class Flow:
         return self.service - self.unsettled / self.weight
 
 
-class Standing(Generic[K]):
+class Standing:
     """Which flow has the smallest key, when keys mostly grow.
 
     A key that has grown is looked at only when its flow comes to the head; one that has shrunk must be put again.
@@ -63,10 +60,10 @@ class Standing(Generic[K]):
 
     __slots__ = ("_heap", "_key", "_noted")
 
-    def __init__(self, key: Callable[[Flow], K]) -> None:
+    def __init__(self, key: Callable[[Flow], float]) -> None:
         self._key = key
-        self._noted: dict[Flow, K] = {}
-        self._heap: list[tuple[K, int, Flow]] = []
+        self._noted: dict[Flow, float] = {}
+        self._heap: list[tuple[float, int, Flow]] = []
 
     def __len__(self) -> int:
         return len(self._noted)
@@ -75,7 +72,7 @@ class Standing(Generic[K]):
         """Put a flow in, or tell that its key may have become smaller."""
         key = self._key(flow)
         noted = self._noted.get(flow)
-        if noted is None or key < noted:  # type: ignore[operator]  # tuples of numbers and floats have an order
+        if noted is None or key < noted:
             self._noted[flow] = key
             heapq.heappush(self._heap, (key, flow.number, flow))
             if len(self._heap) > 2 * len(self._noted) + 64:
@@ -86,7 +83,7 @@ class Standing(Generic[K]):
         """Take a flow out; nothing if it is not in."""
         self._noted.pop(flow, None)
 
-    def first(self) -> tuple[K, Flow] | None:
+    def first(self) -> tuple[float, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap
         while heap:
@@ -117,7 +114,7 @@ class Band:
         self.running = 0
         self.costs = Quantiles()
         self._most = 0.0
-        self._waiting: Standing[float] = Standing(_service)
+        self._waiting = Standing(_service)
         self._flows_made = 0
         self.changed: set[str] = set()
         """Users whose settled service is another than was last noted; the empty name stands for `virtual`."""
