@@ -14,11 +14,12 @@ import msgspec
 from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.base import Decision, Fleet, Load, Spent, Start, Unload, WakeAt
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
+from lmq_broker.core.policies.engines import Engines, Run, RunKey
 from lmq_broker.core.policies.ledger import Band, Flow, Standing
 from lmq_broker.core.policies.lines import JobLine, Place
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
-from lmq_broker.core.settings import ENGINE_TASKS, Rates, Settings
+from lmq_broker.core.settings import ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 
@@ -28,8 +29,6 @@ _SEPARATOR = "\t"
 _HOT_LOADS = 2.5
 """More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
 one that a model stays at least."""
-RunKey = tuple[int, int, int]
-"""(job number, epoch, attempt)."""
 Head = tuple[float, Place, "Lane", Flow, Job]
 
 
@@ -55,41 +54,6 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self.bands = [Band(index, each.share) for index, each in enumerate(settings.bands)]
         self.lanes: list[dict[LaneKey, Lane]] = [{} for _ in settings.bands]
-
-
-class Run(msgspec.Struct):
-    """A lease as the ledger sees it."""
-
-    pool: str
-    band: int
-    flow: Flow
-    rates: Rates
-    """Those of its dispatch: it is not priced anew later."""
-    prompt_cost: float
-    """As estimated; charged when the first token comes."""
-    left: float
-    """Of its prediction."""
-    received: float
-    engine: str
-    """Key of the instance's clock; empty: none."""
-    began_share_ms: float
-    ends_ms: float
-    """Monotonic time at which it is thought to end."""
-
-
-class Engine(msgspec.Struct):
-    """The clock of one instance: how much of its time each of its streams has had."""
-
-    at_ms: int
-    share_ms: float = 0.0
-    streams: int = 0
-    runs: dict[RunKey, Run] = msgspec.field(default_factory=dict)
-
-    def advance(self, now_ms: int) -> None:
-        """Let time pass."""
-        if self.streams:
-            self.share_ms += (now_ms - self.at_ms) / self.streams
-        self.at_ms = now_ms
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -125,7 +89,7 @@ class Blfq:
         self._homes: dict[int, JobLine] = {}
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
-        self._engines: dict[str, Engine] = {}
+        self._engines = Engines()
         self._costs = Costs(settings.rates)
         self._memory = Memory()
         self._bypasses: dict[tuple[str, int], Bypass] = {}
@@ -200,7 +164,7 @@ class Blfq:
         if run is None:
             return
         job = lease.job
-        share_ms = self._leave_engine(key, run, now.mono_ms)
+        share_ms = self._engines.leave(key, run, now.mono_ms)
         tokens = spent.prompt_tokens or spent.output_tokens
         if spent.innocent:
             actual = 0.0
@@ -358,21 +322,12 @@ class Blfq:
         band.start(flow, cost)
         run = Run(
             pool=_pool_name(job), band=index, flow=flow, rates=rates,
-            prompt_cost=prompt_cost(prompt_tokens(job), rates), left=cost, received=0.0, engine="",
-            began_share_ms=0.0, ends_ms=0.0,
+            prompt_cost=prompt_cost(prompt_tokens(job), rates), left=cost,
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
         if instance is not None:
-            name = f"{instance.worker.name}/{instance.id}"
-            engine = self._engines.get(name)
-            if engine is None:
-                engine = self._engines[name] = Engine(now_ms)
-            engine.advance(now_ms)
-            engine.streams += 1
-            engine.runs[key] = run
-            run.engine, run.began_share_ms = name, engine.share_ms
-            run.ends_ms = now_ms + cost * engine.streams
+            self._engines.join(key, run, instance, now_ms)
 
     def _receive(self, run: Run, received: float) -> None:
         more = received - run.received
@@ -382,15 +337,6 @@ class Blfq:
         run.received = received
         run.left -= foreseen
         self._pools[run.pool].bands[run.band].serve(run.flow, more, foreseen)
-
-    def _leave_engine(self, key: RunKey, run: Run, now_ms: int) -> float:
-        """Return the engine time a job has had; 0 if it is not known."""
-        engine = self._engines.get(run.engine)
-        if engine is None or engine.runs.pop(key, None) is None:
-            return 0.0
-        engine.advance(now_ms)
-        engine.streams -= 1
-        return engine.share_ms - run.began_share_ms
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
@@ -407,9 +353,7 @@ class Blfq:
                 del self._swaps[name]
             elif any(each.names & swap.names for each in worker_or_none.instances.values()):
                 self._end_swap(name)
-        known = {f"{worker.name}/{each}" for worker in fleet.workers.values() for each in worker.instances}
-        for name in [name for name, engine in self._engines.items() if name not in known and not engine.runs]:
-            del self._engines[name]
+        self._engines.forget_others(fleet)
 
     def _waits_for(self, swap: Swap) -> bool:
         return any(places.names & swap.names for places in self._places.values())
@@ -501,12 +445,9 @@ class Blfq:
             return True
         if head[0] > swap.key + self._lead(band, instance):
             return False
-        engine = self._engines.get(f"{instance.worker.name}/{instance.id}")
-        if engine is None or not engine.runs:
-            return False
         cost = self._costs.predict(head[4], instance.model)
-        longest_ms = max(run.ends_ms for run in engine.runs.values())
-        return self._now_ms + cost * (engine.streams + 1) <= longest_ms
+        shared_ms = cost * (self._engines.streams(instance) + 1)
+        return self._now_ms + shared_ms <= self._engines.ends_ms(instance)
 
     def _note_start(self, head: Head, band: Band, instance: Instance, contests: dict[str, Contest]) -> None:
         """Charge a start to the patience of the flow that it passes over; its own start ends that."""
@@ -660,10 +601,7 @@ class Blfq:
         return demand
 
     def _drain_ms(self, instance: Instance) -> float:
-        engine = self._engines.get(f"{instance.worker.name}/{instance.id}")
-        if engine is None or not engine.runs:
-            return 0.0
-        return max(0.0, max(run.ends_ms for run in engine.runs.values()) - self._now_ms)
+        return max(0.0, self._engines.ends_ms(instance) - self._now_ms)
 
     def _compete(self, other: Places, own: LaneKey, own_places: set[int], fleet: Fleet) -> bool:
         """Tell whether two lanes want the same places; where neither has one, the same queue."""
