@@ -366,6 +366,16 @@ def started(effects: Iterable[Effect], name: str) -> list[str]:
     return [lease.job_id.rstrip(b"\0").decode() for lease in leases(effects, name)]
 
 
+def drained(broker: Broker, worker: str = "w1") -> list[str]:
+    """Run all jobs one after another and return the order in which they started."""
+    order: list[str] = []
+    while names := started(broker.turn(1), worker):
+        order += names
+        for name in names:
+            broker.reports(worker, name, "complete")
+    return order
+
+
 def held(broker: Broker, job: str, *, ended: bool = False) -> Held:
     """Return what a worker says of a lease that it still holds."""
     known = broker.job(job)

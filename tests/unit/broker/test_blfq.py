@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lmq_broker.core.effects import Effect, Send
 from lmq_broker.core.settings import BandSettings, Settings
 from lmq_proto.messages import Enlist, LoadModel, UnloadModel
-from unit.broker.builders import Broker, a_broker, idle, instance, on_disk, ready, running, spec, started
+from unit.broker.builders import a_broker, drained, idle, instance, on_disk, ready, running, spec, started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from unit.broker.builders import Planned
 
 FAIR = Settings(policy="blfq")
-
-
-def drained(broker: Broker, worker: str = "w1") -> list[str]:
-    """Run all jobs one after another and return the order in which they started."""
-    order: list[str] = []
-    while names := started(broker.turn(1), worker):
-        order += names
-        for name in names:
-            broker.reports(worker, name, "complete")
-    return order
 
 
 def asked(effects: Sequence[Effect]) -> list[str]:

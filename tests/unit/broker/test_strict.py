@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from unit.broker.builders import Broker, a_broker, idle, instance, leases, ready, running, spec, started
-
-
-def drained(broker: Broker, worker: str = "w1") -> list[str]:
-    """Run all jobs one after another and return the order in which they started."""
-    order: list[str] = []
-    while names := started(broker.turn(1), worker):
-        order += names
-        for name in names:
-            broker.reports(worker, name, "complete")
-    return order
+from unit.broker.builders import a_broker, drained, idle, instance, leases, ready, running, spec, started
 
 
 def test_larger_priority_first_and_arrival_among_equals() -> None:
