@@ -1,0 +1,135 @@
+"""Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
+
+from lmq_proto.parts import ModelView, Part, QueueView, WorkerView
+
+
+class Pause(Part, frozen=True, kw_only=True):
+    """Hold a queue (nothing of it starts) or a worker (nothing starts there)."""
+
+    request_id: int
+    noun: str
+    """`queue` or `worker`."""
+    name: str
+    for_ms: int = 0
+    """0: until resumed."""
+    now: bool = False
+    """A worker also gives back what it runs, uncharged."""
+    reason: str = ""
+
+
+class Drain(Part, frozen=True, kw_only=True):
+    """A queue takes no more and finishes what it holds; a worker finishes what it runs and takes no more."""
+
+    request_id: int
+    noun: str
+    name: str
+    reason: str = ""
+
+
+class Resume(Part, frozen=True, kw_only=True):
+    """End a pause or drain."""
+
+    request_id: int
+    noun: str
+    name: str
+
+
+class Done(Part, frozen=True, kw_only=True):
+    """The command was carried out. `changed` is false when there was nothing to do."""
+
+    request_id: int
+    changed: bool = True
+
+
+class ListQueues(Part, frozen=True, kw_only=True):
+    """Ask for all queues."""
+
+    request_id: int
+
+
+class Queues(Part, frozen=True, kw_only=True):
+    """All queues, by name."""
+
+    request_id: int
+    queues: list[QueueView]
+
+
+class ListWorkers(Part, frozen=True, kw_only=True):
+    """Ask for all workers, the lately gone too."""
+
+    request_id: int
+
+
+class Workers(Part, frozen=True, kw_only=True):
+    """All workers, by name."""
+
+    request_id: int
+    workers: list[WorkerView]
+
+
+class ListModels(Part, frozen=True, kw_only=True):
+    """Ask for all models of all endpoints."""
+
+    request_id: int
+
+
+class Models(Part, frozen=True, kw_only=True):
+    """All models, by name."""
+
+    request_id: int
+    models: list[ModelView]
+
+
+class Health(Part, frozen=True, kw_only=True):
+    """Ask how the broker is."""
+
+    request_id: int
+
+
+class HealthReply(Part, frozen=True, kw_only=True):
+    """The broker's own facts. Counts by open state; the rest since its start."""
+
+    request_id: int
+    software: str
+    protocol: int
+    broker_id: bytes
+    epoch: int
+    wall_ms: int
+    uptime_ms: int
+    counts: dict[str, int]
+    ended: dict[str, int] = {}
+    """Jobs that reached each final state since the start."""
+    refused: dict[str, int] = {}
+    """Commands refused since the start, by error code."""
+    stale_results: int = 0
+    cursor: int = 0
+    """The newest event's seq."""
+    sessions: int = 0
+    workers: int = 0
+    journal_path: str = ""
+    journal_bytes: int = 0
+    journal_free_bytes: int = 0
+    journal_floor_bytes: int = 0
+    commit_p50_us: int = 0
+    commit_p99_us: int = 0
+    disk_trouble: str = ""
+    clock_trouble: str = ""
+    """Why expiry and retention are held, or empty."""
+    jobs_open: int = 0
+    jobs_open_max: int = 0
+    memory_bytes: int = 0
+
+
+class Backup(Part, frozen=True, kw_only=True):
+    """Copy the journal, online, to a path on the broker's machine."""
+
+    request_id: int
+    path: str
+
+
+class BackupDone(Part, frozen=True, kw_only=True):
+    """The copy is whole and on disk."""
+
+    request_id: int
+    path: str
+    copied_bytes: int
