@@ -62,6 +62,10 @@ class Settings(msgspec.Struct, frozen=True):
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
     bands: tuple[BandSettings, ...] = BANDS
     """From the strictest on."""
+    shares: bool = True
+    """Users have shares; no: a band serves all its jobs as if one user had asked for them."""
+    foresees: bool = True
+    """What a job will cost is charged when it starts; no: as it is received."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
     """User -> weight in the fair share; 1 for all others."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
@@ -110,8 +114,6 @@ class Settings(msgspec.Struct, frozen=True):
     strikes: int = 2
     timeout_slack_ms: int = 10_000
     """How much later than the worker the broker ends an attempt that is over its time."""
-    swap_after_ms: int = 30_000
-    """A job that waited this long for its model makes an endpoint drain and load it."""
     load_retry_ms: int = 30_000
     """How long a model is not tried again where its load failed."""
 

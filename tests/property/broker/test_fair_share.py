@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lmq_broker.core.policies.blfq import Blfq, Share
+from lmq_broker.core.policies.blfq import Blfq
+from lmq_broker.core.policies.lanes import Share
 from lmq_broker.core.settings import BandSettings, Rates, Settings
 from lmq_broker.forecast.engines import EngineModel
 from lmq_broker.forecast.replay import Replay, Request, Served

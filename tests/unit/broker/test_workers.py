@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from lmq_broker.core.effects import Effect, Publish, Send
-from lmq_broker.core.settings import Settings
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import (
     Breaker,
@@ -394,17 +393,6 @@ def test_what_lmq_did_not_load_it_does_not_unload() -> None:
     broker.turn()
     load_ends(broker, "insufficient_memory")
     assert not sent(broker.pass_time(60_000, hearing=["w1", "ann"]), "w1", UnloadModel)
-
-
-def test_a_busy_endpoint_drains_for_a_model_that_was_waited_for_long_enough() -> None:
-    small = instance("small", model="small", kind="llm", slots=1)
-    broker = a_loader(
-        running("s1", task_type="chat", models=["small"]), ready("b", task_type="chat", models=["big"], priority=6),
-        ready("s2", task_type="chat", models=["small"]), instances=(small,), settings=Settings(swap_after_ms=30_000),
-    )  # fmt: skip
-    broker.turn()
-    broker.reports("w1", "s1", "complete")
-    assert loads(broker.turn()) == ["big"] or started(broker.turn(), "w1") == ["s2"]
 
 
 def test_an_end_of_a_load_that_nobody_waits_for_changes_nothing() -> None:

@@ -1,13 +1,33 @@
-"""The scheduling policies by name: add a file and its line here."""
+"""The scheduling policies by name. All are the one engine in other settings: add a way to set it, and its line here."""
 
 from collections.abc import Callable
 
+import msgspec
+
 from lmq_broker.core.policies.base import Policy
 from lmq_broker.core.policies.blfq import Blfq
-from lmq_broker.core.policies.strict import Strict
-from lmq_broker.core.settings import Settings
+from lmq_broker.core.policies.lanes import band_of
+from lmq_broker.core.settings import BandSettings, Settings
+from lmq_proto.bounds import PRIORITY_MAX
+
+
+def _strict(settings: Settings) -> Policy:
+    """By priority, then arrival, whoever asked; the loaded model is preferred as its band has patience."""
+    bands = tuple(
+        BandSettings(str(priority), priority, 0.0, settings.bands[band_of(priority, settings)].patience)
+        for priority in range(PRIORITY_MAX, -1, -1)
+    )
+    return Blfq(msgspec.structs.replace(settings, bands=bands, shares=False))
+
+
+def _vtc(settings: Settings) -> Policy:
+    """Fair shares by what was received, nothing foreseen, no regard to what is loaded: to compare with."""
+    bands = tuple(msgspec.structs.replace(band, patience=0.0) for band in settings.bands)
+    return Blfq(msgspec.structs.replace(settings, bands=bands, foresees=False))
+
 
 POLICIES: dict[str, Callable[[Settings], Policy]] = {
     "blfq": Blfq,
-    "strict": Strict,
+    "strict": _strict,
+    "vtc": _vtc,
 }

@@ -37,6 +37,11 @@ class WakeAt(msgspec.Struct, frozen=True):
     mono_ms: int
 
 
+def sooner(known: WakeAt | None, other: WakeAt) -> WakeAt:
+    """Return the one that comes first."""
+    return other if known is None or other.mono_ms < known.mono_ms else known
+
+
 Decision = Start | Load | Unload | WakeAt
 
 

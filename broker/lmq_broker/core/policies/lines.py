@@ -18,29 +18,26 @@ Place = tuple[int, int, int]
 """Where a job stands: (priority turned round, time at which it expires, order); the smallest is the first."""
 
 
-def place_of(job: Job, *, by_expiry: bool) -> Place:
-    """Return where a job stands among others: by priority, then by expiry if so wished, then by order."""
-    expires_ms = (job.expires_at_ms or NEVER_MS) if by_expiry else NEVER_MS
-    return PRIORITY_MAX - job.priority, expires_ms, job.order
+def place_of(job: Job) -> Place:
+    """Return where a job stands among others: by priority, then by expiry, then by order."""
+    return PRIORITY_MAX - job.priority, job.expires_at_ms or NEVER_MS, job.order
 
 
 class JobLine:
     """Jobs that wait. Those that leave are skipped when they come to the head."""
 
-    __slots__ = ("_by_expiry", "_homes", "_lines", "_ranks", "_returned", "_returns", "key", "size")
+    __slots__ = ("_homes", "_lines", "_ranks", "_returned", "_returns", "key", "size")
 
-    def __init__(self, key: LaneKey, homes: "dict[int, JobLine]", *, by_expiry: bool) -> None:
+    def __init__(self, key: LaneKey, homes: "dict[int, JobLine]") -> None:
         """Make an empty line.
 
         Args:
             key: what decides where these jobs can run.
             homes: job number -> the line in which it waits; shared by all lines of a policy, kept by them.
-            by_expiry: whether of equal priority those that expire come first, the earliest before the others.
         """
         self.key = key
         self.size = 0
         self._homes = homes
-        self._by_expiry = by_expiry
         self._lines: dict[int, deque[tuple[int, Job]]] = {}
         """Priority -> (order, job) in order."""
         self._returned: list[tuple[Place, int, Job]] = []
@@ -54,12 +51,11 @@ class JobLine:
         line = self._lines.get(job.priority)
         if line is None:
             line = self._lines[job.priority] = deque()
-        goes_first = self._by_expiry and job.expires_at_ms
-        if not goes_first and (not line or line[-1][0] < job.order):
+        if not job.expires_at_ms and (not line or line[-1][0] < job.order):
             line.append((job.order, job))
         else:
             self._returns += 1
-            place = place_of(job, by_expiry=self._by_expiry)
+            place = place_of(job)
             heapq.heappush(self._returned, (place, self._returns, job))
         ranks = self._ranks.get(job.priority)
         if ranks is None:
@@ -107,8 +103,4 @@ class JobLine:
 
         A job that was cancelled and retried is another object of the same number and place.
         """
-        return (
-            job.state is State.READY
-            and self._homes.get(job.number) is self
-            and place_of(job, by_expiry=self._by_expiry) == place
-        )
+        return job.state is State.READY and self._homes.get(job.number) is self and place_of(job) == place

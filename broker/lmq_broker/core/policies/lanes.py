@@ -1,0 +1,74 @@
+"""Ready jobs as the fair policy sees them: lanes of jobs that can run in the same places, in bands, in pools."""
+
+import msgspec
+
+from lmq_broker.core.policies.ledger import Band, Flow, Standing
+from lmq_broker.core.policies.lines import Place
+from lmq_broker.core.policies.places import LaneKey, Places
+from lmq_broker.core.settings import ENGINE_TASKS, Settings
+from lmq_broker.core.state import Job
+
+LLM_POOL = "llm"
+Head = tuple[float, Place, "Lane", Flow, Job]
+
+
+class Lane:
+    """Ready jobs of one band that can run in the same places, and whose they are."""
+
+    __slots__ = ("jobs", "key", "mean_cost", "places", "standing")
+
+    def __init__(self, key: LaneKey, places: Places) -> None:
+        self.key = key
+        self.places = places
+        self.jobs = 0
+        self.mean_cost = 0.0
+        """Of those that were queued lately."""
+        self.standing = Standing(key_of)
+
+
+class Pool:
+    """What is shared by one kind of work: engines are one pool, each queue of own tasks another."""
+
+    __slots__ = ("bands", "lanes")
+
+    def __init__(self, settings: Settings) -> None:
+        self.bands = [Band(index, each.share) for index, each in enumerate(settings.bands)]
+        self.lanes: list[dict[LaneKey, Lane]] = [{} for _ in settings.bands]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How one user stands in one band of a pool; costs in milliseconds of engine time."""
+
+    pool: str
+    band: int
+    user: str
+    weight: float
+    service: float
+    """Received, or forgiven when it was lifted."""
+    predicted: float
+    key: float
+    queued: int
+    running: int
+
+
+def key_of(flow: Flow) -> float:
+    """Return K of a flow; as a function, which is quicker than the property."""
+    return flow.service + flow.predicted / flow.weight
+
+
+def standing_of(head: Head) -> tuple[float, Place]:
+    """Return what heads are ordered by."""
+    return head[0], head[1]
+
+
+def pool_name(job: Job) -> str:
+    """Return which pool a job's work belongs to."""
+    return LLM_POOL if job.task_type in ENGINE_TASKS else f"tasks/{job.queue}"
+
+
+def band_of(priority: int, settings: Settings) -> int:
+    """Return the index of the band that a priority falls in; bands are in settings from the strictest on."""
+    for index, band in enumerate(settings.bands):
+        if priority >= band.lowest:
+            return index
+    return len(settings.bands) - 1

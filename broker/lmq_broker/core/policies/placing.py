@@ -1,0 +1,286 @@
+"""Which model goes where, and who waits meanwhile: between the flow whose turn it is and the model that is loaded.
+
+The loaded model is preferred to the fair choice within a budget of service and of time, and never further than a hard
+lead. A model that must go is drained first; one that something runs on, or that lmq did not load, is never evicted.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from lmq_broker.core.models import names_of
+from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt
+from lmq_broker.core.policies.costs import Costs
+from lmq_broker.core.policies.engines import Engines
+from lmq_broker.core.policies.lanes import Head, Lane, Pool
+from lmq_broker.core.policies.ledger import Band
+from lmq_broker.core.policies.places import Places, is_open, room
+from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
+from lmq_broker.core.settings import Settings
+from lmq_broker.core.state import Instance, Worker
+
+_HOT_LOADS = 2.5
+"""More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
+one that a model stays at least."""
+
+
+class Contest(msgspec.Struct, frozen=True):
+    """A flow whose turn it is wants another model at this worker."""
+
+    band: int
+    key: float
+    bypass: Bypass | None
+    """None: a suspect waits for the worker to fall idle, and nothing else of its band or a lower one starts there."""
+
+
+class Placing:
+    """What is loaded where, what is about to change, and who may start in between."""
+
+    def __init__(self, settings: Settings, costs: Costs, engines: Engines) -> None:
+        self._settings = settings
+        self._costs = costs
+        self._engines = engines
+        self.memory = Memory()
+        self._bypasses: dict[tuple[str, int], Bypass] = {}
+        self._swaps: dict[str, Swap] = {}
+        self._contests: dict[str, Contest] = {}
+        """Those of the decision that is being made."""
+        self._now_ms = 0
+        self.widest_lead = 0.0
+        """The largest H that was allowed so far: the bounds follow from it."""
+
+    def begin(self, now_ms: int) -> None:
+        """A decision begins: nobody has been passed over in it yet."""
+        self._now_ms = now_ms
+        self._contests.clear()
+
+    def end(self, places: Iterable[Places]) -> None:
+        """All were looked at and nothing is to be done: whoever is passed over no more has lost no patience."""
+        passed_over = {(name, contest.band) for name, contest in self._contests.items()}
+        for key in [key for key in self._bypasses if key not in passed_over]:
+            del self._bypasses[key]
+        if self._swaps:
+            wanted: set[str] = set()
+            for each in places:
+                wanted |= each.names
+            for name in [name for name, swap in self._swaps.items() if not swap.names & wanted]:
+                del self._swaps[name]
+
+    def look_at(self, fleet: Fleet, now_ms: int) -> None:
+        """Take in that workers, their models, or what is asked of them have changed."""
+        for worker in fleet.workers.values():
+            self.memory.note(worker, now_ms)
+        for name in list(self._swaps):
+            worker_or_none = fleet.workers.get(name)
+            swap = self._swaps[name]
+            if worker_or_none is None or worker_or_none.peer is None:
+                del self._swaps[name]
+            elif any(each.names & swap.names for each in worker_or_none.instances.values()):
+                self._end_swap(name)
+        self._engines.forget_others(fleet)
+
+    def _end_swap(self, worker: str) -> None:
+        swap = self._swaps.pop(worker)
+        self._bypasses.pop((worker, swap.band), None)
+
+    def room_for(self, head: Head, band: Band, fleet: Fleet, roomy: set[int]) -> Instance | None:
+        """Return the instance with most room where this head may start; a suspect needs a worker that is idle."""
+        best = None
+        most = 0
+        lane = head[2]
+        for instance in lane.places.loaded(fleet):
+            if id(instance) not in roomy:
+                continue
+            worker = instance.worker
+            free = room(instance)
+            if free <= most or (lane.key[3] and worker.leases):
+                continue
+            if worker.name in self._swaps and not self._may_fill_in(head, band, instance):
+                continue
+            contest = self._contests.get(worker.name)
+            if contest is not None and not self._may_pass(head, band, instance, contest):
+                continue
+            best, most = instance, free
+        return best
+
+    def note_start(self, head: Head, band: Band, instance: Instance) -> None:
+        """Charge a start to the patience of the flow that it passes over; its own start ends that."""
+        contest = self._contests.get(instance.worker.name)
+        if contest is None or contest.band != band.index or contest.bypass is None:
+            return
+        cost = self._costs.predict(head[4], instance.model)
+        contest.bypass.cost += cost / head[3].weight
+
+    def clear_for_suspect(self, head: Head, band: Band, fleet: Fleet) -> None:
+        """Let the least busy worker that a suspect can run on fall idle, once it has waited as long as for a load."""
+        open_here = [each.worker for each in head[2].places.loaded(fleet) if is_open(each.worker, fleet)]
+        if not open_here or self._now_ms < head[4].ready_since_ms + LOAD_MS:
+            return
+        worker = min(open_here, key=lambda each: (len(each.leases), each.name))
+        self._contests.setdefault(worker.name, Contest(band.index, head[0], None))
+
+    def prepare(
+        self,
+        head: Head,
+        heads: list[Head],
+        pool: Pool,
+        band: Band,
+        fleet: Fleet,
+    ) -> Decision | None:
+        """Bring a place to a head that has none, where that is soonest; or say who waits for what meanwhile."""
+        lane = head[2]
+        places = lane.places
+        homes = places.homes(fleet)
+        if not homes:
+            return None
+        here = [each for each in places.loaded(fleet) if is_open(each.worker, fleet) or each.worker.alone]
+        wait_ms = self._wait_ms(pool, lane, here) if here else 0.0
+        if here and wait_ms <= _HOT_LOADS * LEAST_LOAD_MS:
+            return None
+        best: tuple[float, Worker, str, list[Instance]] | None = None
+        wake_ms = 0
+        for worker, model in homes:
+            if not is_open(worker, fleet):
+                continue
+            if worker.loading:
+                if names_of(worker.loading) & places.names:
+                    return None
+                continue
+            again_ms = worker.refused_loads.get(model, 0)
+            if again_ms > self._now_ms:
+                wake_ms = min(wake_ms or again_ms, again_ms)
+                continue
+            victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet))
+            if victims is None:
+                continue
+            start_ms = self.memory.load_ms(worker, model) + max(
+                (self._drain_ms(each) for each in victims), default=0.0
+            )
+            if best is None or start_ms < best[0]:
+                best = (start_ms, worker, model, victims)
+        if best is None:
+            return WakeAt(wake_ms) if wake_ms else None
+        start_ms, worker, model, victims = best
+        load_ms = self.memory.load_ms(worker, model)
+        if here and (wait_ms <= _HOT_LOADS * load_ms or wait_ms <= start_ms):
+            return None
+        swap = self._swaps.get(worker.name)
+        if not victims:
+            return Load(worker, model) if swap is None or swap.names & places.names else None
+        if swap is not None:
+            return self._go_on(worker, victims)
+        return self._contest(head, heads, band, worker, model, victims, load_ms, fleet)
+
+    def _contest(
+        self,
+        head: Head,
+        heads: list[Head],
+        band: Band,
+        worker: Worker,
+        model: str,
+        victims: list[Instance],
+        load_ms: float,
+        fleet: Fleet,
+    ) -> Decision | None:
+        """Settle between the flow whose turn it is and the model that is loaded: let it wait, or begin a swap."""
+        if worker.name in self._contests:
+            return None
+        patience_ms = self._patience_ms(band, load_ms)
+        bypass = self._bypasses.get((worker.name, band.index))
+        if bypass is None:
+            bypass = self._bypasses[worker.name, band.index] = Bypass(self._now_ms)
+        resident_ms = min(self.memory.resident_ms(each, self._now_ms) for each in victims)
+        due_ms = bypass.since_ms + patience_ms
+        if band.index > 0:
+            due_ms = max(due_ms, self._now_ms + load_ms - resident_ms)
+        is_over = bypass.cost >= patience_ms or self._now_ms >= due_ms
+        lead = self._lead(band, victims[0])
+        is_wanted = self._is_wanted(head, heads, victims, lead, fleet)
+        is_busy = any(each.leased for each in victims)
+        if not is_over and (is_wanted or is_busy):
+            self._contests[worker.name] = Contest(band.index, head[0], bypass)
+            return WakeAt(int(due_ms) + 1)
+        self._swaps[worker.name] = Swap(
+            frozenset(each.id for each in victims),
+            model,
+            head[2].places.names,
+            band.index,
+            head[0],
+            self._now_ms,
+        )
+        return self._go_on(worker, victims)
+
+    def _is_wanted(
+        self, head: Head, heads: list[Head], victims: list[Instance], lead: float, fleet: Fleet
+    ) -> bool:
+        """Tell whether another lane of the band has work for what would be evicted, within the lead."""
+        return any(
+            other is not head
+            and other[0] <= head[0] + lead
+            and any(each in victims for each in other[2].places.loaded(fleet))
+            for other in heads
+        )
+
+    def _go_on(self, worker: Worker, victims: list[Instance]) -> Decision | None:
+        """Unload what has fallen idle for a swap."""
+        if worker.loading:
+            return None
+        idle = next((each for each in victims if not each.leased), None)
+        return None if idle is None else Unload(worker, idle)
+
+    def _may_pass(self, head: Head, band: Band, instance: Instance, contest: Contest) -> bool:
+        """Tell whether a job may start though a flow whose turn it is waits for another model here."""
+        if contest.band > band.index:
+            return True
+        if contest.bypass is None:
+            return False
+        if contest.band < band.index:
+            # The next band keeps busy what is busy anyway.
+            return instance.leased > 0
+        return head[0] <= contest.key + self._lead(band, instance)
+
+    def _may_fill_in(self, head: Head, band: Band, instance: Instance) -> bool:
+        """Tell whether a job may still start on an instance that is drained: stricter ones, and those soon over."""
+        swap = self._swaps[instance.worker.name]
+        if instance.id not in swap.victims or band.index < swap.band:
+            return True
+        if head[0] > swap.key + self._lead(band, instance):
+            return False
+        cost = self._costs.predict(head[4], instance.model)
+        shared_ms = cost * (self._engines.streams(instance) + 1)
+        return self._now_ms + shared_ms <= self._engines.ends_ms(instance)
+
+    def _patience_ms(self, band: Band, load_ms: float) -> float:
+        """Return T, how long a flow is passed over for the loaded model; Q too, since cost is engine time."""
+        return self._settings.bands[band.index].patience * load_ms
+
+    def _lead(self, band: Band, instance: Instance) -> float:
+        """Return H: how far beyond the flow whose turn it is another may get."""
+        load_ms = self.memory.load_ms(instance.worker, instance.model)
+        biggest = 2 * instance.slots * band.costs.at(0.99, 0.0) / min(1.0, self._settings.least_weight)
+        lead = max(4 * self._patience_ms(band, load_ms), biggest)
+        self.widest_lead = max(self.widest_lead, lead)
+        return lead
+
+    def _wait_ms(self, pool: Pool, lane: Lane, here: list[Instance]) -> float:
+        """Return how long the engines that have a model need for all that waits for it."""
+        queued_ms = sum(
+            other.jobs * other.mean_cost
+            for lanes in pool.lanes
+            for other in lanes.values()
+            if other.places.names & lane.places.names
+        )
+        return queued_ms / len({each.worker.name for each in here})
+
+    def _demand(self, pool: Pool, worker: Worker, fleet: Fleet) -> dict[str, float]:
+        """Return what waits for each instance of a worker, in cost; stricter bands weigh more."""
+        demand: dict[str, float] = {}
+        for index, lanes in enumerate(pool.lanes):
+            for lane in lanes.values():
+                for each in lane.places.loaded(fleet):
+                    if each.worker is worker:
+                        demand[each.id] = demand.get(each.id, 0.0) + lane.jobs * lane.mean_cost / 4**index
+        return demand
+
+    def _drain_ms(self, instance: Instance) -> float:
+        return max(0.0, self._engines.ends_ms(instance) - self._now_ms)
