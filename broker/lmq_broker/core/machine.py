@@ -2,7 +2,18 @@
 
 from typing import assert_never
 
-from lmq_broker.core import clocks, commands, holds, leases, readers, sessions, submit, views, workers
+from lmq_broker.core import (
+    clocks,
+    commands,
+    holds,
+    leases,
+    readers,
+    reasons,
+    sessions,
+    submit,
+    views,
+    workers,
+)
 from lmq_broker.core.chronicle import Out, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
@@ -169,7 +180,7 @@ def _from_client(
         case GetPayload():
             views.get_payload(state, out, session, message)
         case Why():
-            views.why(state, out, session, message, now)
+            reasons.why(state, out, session, message, now)
         case Cancel() | Retry() | Delete() | Update():
             commands.act(state, out, session, message, now)
         case Subscribe():
@@ -275,7 +286,7 @@ def _jobs_loaded(
             views.listed(state, out, session, command, answer)
         case Why():
             assert isinstance(answer, JobsReply)
-            views.why_loaded(state, out, session, command, answer)
+            reasons.why_loaded(state, out, session, command, answer)
         case Cancel() | Retry() | Delete() | Update():
             commands.act_on_loaded(state, out, session, command, answer, context.position, now)
         case _:
