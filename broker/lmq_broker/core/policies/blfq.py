@@ -19,6 +19,7 @@ from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, ba
 from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
+from lmq_broker.core.policies.outlook import Play
 from lmq_broker.core.policies.placing import Placing
 from lmq_broker.core.settings import ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
@@ -194,6 +195,10 @@ class Blfq:
                     return decision
         self._placing.end(self._places.values())
         return waiting
+
+    def play(self, fleet: Fleet, now: Now) -> Play:
+        """Return a run of what comes next."""
+        return Play(self._pools, self._costs, self._placing, self._settings, fleet, now.mono_ms)
 
     def ahead(self, job: Job, fleet: Fleet) -> int:
         """Estimate how many ready jobs start before this one: as fair shares flow, if nothing else came."""

@@ -10,6 +10,7 @@ from itertools import accumulate, repeat
 
 import msgspec
 
+from lmq_broker.core.policies.lengths import Shape
 from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
 from lmq_broker.core.state import Job
 
@@ -38,6 +39,7 @@ _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
+_UNMEASURED = Shape()
 
 
 class Length(msgspec.Struct):
@@ -100,6 +102,7 @@ class Costs:
         """(model, endpoint) -> measured."""
         self._of_user: dict[tuple[str, str, str, int], Length] = {}
         self._of_all: dict[tuple[str, str], Length] = {}
+        self._shapes: dict[tuple[str, str], Shape] = {}
 
     def rates(self, task_type: str, model: str) -> Rates:
         """Return the rates by which a job is charged that is dispatched now."""
@@ -128,8 +131,24 @@ class Costs:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
         return min(mean, float(job.output_tokens)) if job.output_tokens else mean
 
+    def foresee(self, job: Job, model: str, endpoint: str) -> tuple[float, float, float, Shape]:
+        """Return what an engine will need for a prompt, for each token, how many tokens, and how they scatter."""
+        fit = self._fits.get((model, endpoint))
+        rates = fit.rates() if fit is not None else None
+        if rates is None:
+            rates = self.rates(job.task_type, model)
+        prompt_ms = prompt_cost(prompt_tokens(job), rates)
+        shape = self._shapes.get((job.task_type, model)) or _UNMEASURED
+        if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
+            return prompt_ms, 0.0, 0.0, shape
+        return prompt_ms, rates.output_ms, self.output_tokens(job, model), shape
+
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was."""
+        shape = self._shapes.get((job.task_type, model))
+        if shape is None:
+            shape = self._shapes[job.task_type, model] = Shape()
+        shape.learn(tokens / self.output_tokens(job, model))
         key = _length_key(job, model)
         mine = self._of_user.get(key)
         if mine is None:

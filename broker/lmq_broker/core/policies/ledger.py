@@ -83,6 +83,10 @@ class Standing:
         """Take a flow out; nothing if it is not in."""
         self._noted.pop(flow, None)
 
+    def entries(self) -> list[tuple[float, int, Flow]]:
+        """Return a copy of the heap of (key as noted, number, flow); stale ones are among them."""
+        return self._heap.copy()
+
     def first(self) -> tuple[float, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap

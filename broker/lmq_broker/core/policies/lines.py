@@ -6,6 +6,8 @@ expire, wait in a heap. A line is some ten times cheaper than a heap, and does n
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
@@ -14,6 +16,8 @@ from lmq_proto.bounds import PRIORITY_MAX
 from lmq_proto.states import State
 
 NEVER_MS = 1 << 62
+_LOOKS = 64
+"""Entries that are looked at beyond four for each job asked for: many that left must not make a long step."""
 Place = tuple[int, int, int]
 """Where a job stands: (priority turned round, time at which it expires, order); the smallest is the first."""
 
@@ -87,6 +91,34 @@ class JobLine:
             return returned[0][0], returned[0][2]
         assert best is not None, "an empty line was asked for its head"
         return best
+
+    def first(self, count: int, after: Place | None) -> list[tuple[Place, Job]]:
+        """Return the first jobs beyond a place, in order; fewer if many that left lie between."""
+        found = heapq.merge(self._in_line(), self._in_heap())
+        looks = islice(found, 4 * count + _LOOKS)
+        waiting = (
+            (place, job)
+            for place, _, job in looks
+            if (after is None or place > after) and self._waits(job, place)
+        )
+        return list(islice(waiting, count))
+
+    def _in_line(self) -> Iterator[tuple[Place, int, Job]]:
+        for priority in sorted(self._lines, reverse=True):
+            turned = PRIORITY_MAX - priority
+            for order, job in self._lines[priority]:
+                yield (turned, NEVER_MS, order), 0, job
+
+    def _in_heap(self) -> Iterator[tuple[Place, int, Job]]:
+        """Yield what came back in order; the heap stays as it is."""
+        heap = self._returned
+        next_up = [(heap[0], 0)] if heap else []
+        while next_up:
+            entry, at = heapq.heappop(next_up)
+            yield entry
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(heap):
+                    heapq.heappush(next_up, (heap[child], child))
 
     def before(self, priority: int, order: int) -> int:
         """Return how many jobs come before a place: of higher priority, or of the same and a smaller order."""

@@ -49,6 +49,15 @@ class Placing:
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
 
+    def swap_at(self, worker: str) -> Swap | None:
+        """Return the swap that a worker drains for."""
+        return self._swaps.get(worker)
+
+    def passed_over_since(self, worker: str, band: int) -> int | None:
+        """Return the monotonic time since which a flow of a band is passed over at a worker."""
+        bypass = self._bypasses.get((worker, band))
+        return None if bypass is None else bypass.since_ms
+
     def begin(self, now_ms: int) -> None:
         """A decision begins: nobody has been passed over in it yet."""
         self._now_ms = now_ms
