@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 from lmq_broker.core.models import names_of
+from lmq_broker.core.policies.arrivals import Arrivals
 from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
@@ -19,7 +20,7 @@ from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, ba
 from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
-from lmq_broker.core.policies.outlook import Play
+from lmq_broker.core.policies.outlook import Parts
 from lmq_broker.core.policies.placing import Placing
 from lmq_broker.core.settings import ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
@@ -43,6 +44,7 @@ class Blfq:
         self._engines = Engines()
         self._costs = Costs(settings.rates)
         self._placing = Placing(settings, self._costs, self._engines)
+        self._arrivals = Arrivals()
         self._band_of = [band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
         self._may_load = False
@@ -76,6 +78,7 @@ class Blfq:
         cost = self._costs.predict(job, _first(job.models))
         lane.mean_cost += (cost - lane.mean_cost) * (0.1 if lane.mean_cost else 1.0)
         lane.standing.put(flow)
+        self._arrivals.note((pool_name(job), index, flow.user), key, cost, now.mono_ms)
 
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
@@ -196,9 +199,11 @@ class Blfq:
         self._placing.end(self._places.values())
         return waiting
 
-    def play(self, fleet: Fleet, now: Now) -> Play:
-        """Return a run of what comes next."""
-        return Play(self._pools, self._costs, self._placing, self._settings, fleet, now.mono_ms)
+    def parts(self, fleet: Fleet, now: Now) -> Parts:
+        """Return what is known, for who looks out."""
+        return Parts(
+            self._settings, self._pools, self._costs, self._placing, self._arrivals, fleet, now.mono_ms
+        )
 
     def ahead(self, job: Job, fleet: Fleet) -> int:
         """Estimate how many ready jobs start before this one: as fair shares flow, if nothing else came."""

@@ -10,7 +10,7 @@ from itertools import accumulate, repeat
 
 import msgspec
 
-from lmq_broker.core.policies.lengths import Shape
+from lmq_broker.core.policies.lengths import UNMEASURED, Shape
 from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
 from lmq_broker.core.state import Job
 
@@ -39,7 +39,6 @@ _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
-_UNMEASURED = Shape()
 
 
 class Length(msgspec.Struct):
@@ -131,17 +130,15 @@ class Costs:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
         return min(mean, float(job.output_tokens)) if job.output_tokens else mean
 
-    def foresee(self, job: Job, model: str, endpoint: str) -> tuple[float, float, float, Shape]:
-        """Return what an engine will need for a prompt, for each token, how many tokens, and how they scatter."""
+    def rates_at(self, task_type: str, model: str, endpoint: str) -> Rates:
+        """Return what one endpoint takes, as measured; where it was not, what jobs are charged."""
         fit = self._fits.get((model, endpoint))
-        rates = fit.rates() if fit is not None else None
-        if rates is None:
-            rates = self.rates(job.task_type, model)
-        prompt_ms = prompt_cost(prompt_tokens(job), rates)
-        shape = self._shapes.get((job.task_type, model)) or _UNMEASURED
-        if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
-            return prompt_ms, 0.0, 0.0, shape
-        return prompt_ms, rates.output_ms, self.output_tokens(job, model), shape
+        found = fit.rates() if fit is not None else None
+        return self.rates(task_type, model) if found is None else found
+
+    def shape(self, task_type: str, model: str) -> Shape:
+        """Return how answers fall from what was foreseen of them."""
+        return self._shapes.get((task_type, model), UNMEASURED)
 
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was."""

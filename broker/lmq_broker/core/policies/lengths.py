@@ -16,18 +16,22 @@ _EVERY = 20
 """Answers after which the points are made anew."""
 _MIX = 0x9E3779B1
 """2**32 over the golden ratio: its multiples fill the range evenly, whatever they begin with."""
+_SHIFT = 0x6A09E667
+"""2**32 times a half of the root of 2, less a half: draws of one job in several runs lie apart too."""
+_SURPRISE = 0.25
+"""Of what an answer has, once it is longer than any before: so much more is thought to come."""
 
 
 class Shape:
     """The ratios of one kind of answers."""
 
-    __slots__ = ("_fresh", "_next", "_ratios", "points")
+    __slots__ = ("_fresh", "_next", "_ratios", "mean", "points")
 
     def __init__(self) -> None:
         self._ratios = list(_BEFORE)
         self._next = 0
         self._fresh = 0
-        self.points = _points(self._ratios)
+        self._draw_points()
 
     def learn(self, ratio: float) -> None:
         """Take in one more answer."""
@@ -39,12 +43,11 @@ class Shape:
         self._fresh += 1
         if self._fresh >= _EVERY:
             self._fresh = 0
-            self.points = _points(self._ratios)
+            self._draw_points()
 
     def mean_left(self, had: float) -> float:
         """Return how much of an answer is to come on average, over its prediction, when so much of it has come."""
-        first = bisect_right(self.points, had)
-        left = self.points[first:]
+        left = self.points[bisect_right(self.points, had) :]
         return sum(left) / len(left) - had if left else had * _SURPRISE
 
     def draw_left(self, had: float, at: float) -> float:
@@ -54,14 +57,14 @@ class Shape:
             return had * _SURPRISE
         return self.points[first + int(at * (POINTS - first))] - had
 
+    def _draw_points(self) -> None:
+        self.points = _points(self._ratios)
+        self.mean = sum(self.points) / POINTS
 
-_SURPRISE = 0.25
-"""Of what an answer has, once it is longer than any before: so much more is thought to come."""
 
-
-def even_draw(number: int) -> float:
-    """Return a fraction for a job's number: those of jobs in a row lie far apart, and all together evenly."""
-    return (number * _MIX & 0xFFFFFFFF) / 4294967296.0
+def even_draw(number: int, run: int) -> float:
+    """Return a fraction for a job's number in a run: those of jobs in a row lie far apart, and all together evenly."""
+    return ((number * _MIX + run * _SHIFT) & 0xFFFFFFFF) / 4294967296.0
 
 
 def _points(ratios: list[float]) -> list[float]:
@@ -75,3 +78,6 @@ def _points(ratios: list[float]) -> list[float]:
         high = min(low + 1, count - 1)
         found.append(ordered[low] + (ordered[high] - ordered[low]) * max(0.0, at - low))
     return found
+
+
+UNMEASURED = Shape()

@@ -1,48 +1,80 @@
-"""What comes next if nothing else comes: the policy's next starts, played through on a copy of what it knows.
+"""What comes next: the policy's next starts, played through on a copy of what it knows.
 
-Each engine serves its streams in equal shares of its time; a slot that falls free goes to whom the policy would give it
-to: bands in their turn, within a band the flow with the smallest key, within a flow by place. Answers are drawn from
-the shape of earlier ones, evenly, so that some end soon and some late, as they do. Models that must be loaded first
-come when their turn has come; what else is loaded meanwhile is not asked.
+Engines serve their streams in equal shares of their time. A slot that falls free goes to whom the policy would give it
+to: bands in their turn, within a band the flow with the smallest key, within a flow by place. Answers are as long as a
+draw from earlier ones says, so that some end soon and some late, as they do; jobs come on as they came lately. A model
+that must be loaded first comes when its turn has come. What else the policy looks at is left out.
 
 It is played in steps, between which the broker goes on: jobs are looked at when their turn comes, so that what has
-changed meanwhile is seen, and nothing that is taken here changes anything there.
+changed meanwhile is seen. Nothing here changes what the policy knows.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
+from lmq_broker.core.policies.arrivals import Arrivals, Expected
 from lmq_broker.core.policies.base import Fleet
-from lmq_broker.core.policies.costs import Costs
-from lmq_broker.core.policies.engines import Engines
+from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.lanes import Lane, Pool
 from lmq_broker.core.policies.ledger import Flow
-from lmq_broker.core.policies.lengths import even_draw
-from lmq_broker.core.policies.lines import JobLine, Place
-from lmq_broker.core.policies.places import Places
+from lmq_broker.core.policies.lengths import UNMEASURED, Shape, even_draw
+from lmq_broker.core.policies.lines import NEVER_MS, JobLine, Place
+from lmq_broker.core.policies.places import LaneKey, is_reachable
 from lmq_broker.core.policies.placing import Placing
-from lmq_broker.core.settings import ENGINE_TASKS, Settings
-from lmq_broker.core.state import Instance, Job, Lease, Worker
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates, Settings
+from lmq_broker.core.state import Job, Lease, Worker
 
 STARTS = 200
-"""Of each group of jobs that want the same places: what lies beyond is reckoned, not played."""
-STARTS_IN_ALL = 800
-_CHUNK = 4
-"""Jobs of one line that are looked at first; then twice as many, and so on."""
+"""Of jobs that want the same places, in the first run: those beyond are reckoned, not played."""
+FEWER_STARTS = 50
+"""In the other runs: what is far away is an average by itself."""
+STARTS_IN_ALL = 600
+"""In one run, of jobs that want different places."""
+RUNS = 4
+"""With other draws each; what is said is their mean."""
+_ORDERS = 3000
+"""Of things that are put on heaps, in one run: what has no end ends here."""
 LOADED_SLOTS = 4
 """Of a model that is loaded for jobs: what an endpoint gives one by default."""
+_FIRST_LOOK = 4
+"""Jobs of one line that are looked at first; then twice as many, and so on."""
+_LAST: Place = (1 << 62, NEVER_MS, 0)
+"""Of jobs that are still to come."""
 
 
-class Foreseen(msgspec.Struct, frozen=True):
-    """When a job would start and end, in milliseconds from when it was looked at."""
+class Parts(msgspec.Struct, frozen=True):
+    """What a policy knows, to look at."""
+
+    settings: Settings
+    pools: Mapping[str, Pool]
+    costs: Costs
+    placing: Placing
+    arrivals: Arrivals
+    fleet: Fleet
+    now_ms: int
+
+
+class Foreseen(msgspec.Struct):
+    """When a job would start and end, in milliseconds from when it was looked at; means over several runs."""
 
     group: int
-    place: int
+    place: float
     """So many jobs that want the same places start before it."""
     start_ms: float
     end_ms: float
+    runs: int = 1
+
+
+class Group(msgspec.Struct):
+    """Jobs that want the same places: how soon one after the other starts."""
+
+    jobs: int = 0
+    starts: int = 0
+    first_ms: float = 0.0
+    last_ms: float = 0.0
 
 
 class Outlook(msgspec.Struct):
@@ -51,30 +83,34 @@ class Outlook(msgspec.Struct):
     made_ms: int
     """Monotonic."""
     jobs: dict[int, Foreseen] = msgspec.field(default_factory=dict)
-    """By number."""
-    groups: list["Group"] = msgspec.field(default_factory=list)
+    """Jobs that wait, by number."""
+    ends_ms: dict[int, tuple[float, int]] = msgspec.field(default_factory=dict)
+    """Jobs that run, by number: (when they end, as a sum over so many runs)."""
+    groups: list[Group] = msgspec.field(default_factory=list)
+    """As the first run has them."""
+    group_of: dict[tuple[int, LaneKey], int] = msgspec.field(default_factory=dict)
+    """(band, lane) -> its group."""
 
 
-class Group(msgspec.Struct):
-    """Jobs that want the same places."""
-
-    starts: int = 0
-    work_ms: float = 0.0
-    """Cost of those that were started."""
-    last_ms: float = 0.0
-    is_whole: bool = True
-    """None of its jobs are left out."""
+def look_out(parts: Parts, found: Outlook) -> Iterator[None]:
+    """Play the next starts and note what comes of it; each step is a bounded piece of work."""
+    expected = parts.arrivals.expected(parts.now_ms)
+    yield
+    for number in range(RUNS):
+        yield from _Run(parts, expected, found, number).steps()
 
 
 class _Flow:
-    """A user's key as it grows."""
+    """A user's key as it grows, and jobs that came on meanwhile."""
 
-    __slots__ = ("flow", "key", "weight")
+    __slots__ = ("coming", "cost", "flow", "key", "weight")
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.key = flow.key
         self.weight = flow.weight
+        self.coming = 0
+        self.cost = 0.0
 
 
 class _Line:
@@ -82,20 +118,22 @@ class _Line:
 
     __slots__ = ("_found", "_line", "_next", "_size")
 
-    def __init__(self, line: JobLine) -> None:
+    def __init__(self, line: JobLine | None) -> None:
         self._line = line
         self._found: list[tuple[Place, Job]] = []
         self._next = 0
-        self._size = _CHUNK
+        self._size = _FIRST_LOOK
 
     def head(self) -> tuple[Place, Job] | None:
         """Return the first job that is left."""
         if self._next == len(self._found):
-            last = self._found[-1][0] if self._found else None
-            self._found = self._line.first(self._size, last)
+            if self._line is None:
+                return None
+            self._found = self._line.first(self._size, self._found[-1][0] if self._found else None)
             self._size *= 2
             self._next = 0
             if not self._found:
+                self._line = None
                 return None
         return self._found[self._next]
 
@@ -107,58 +145,74 @@ class _Line:
 class _Lane:
     """A lane: its flows by key, its jobs, how many engines serve it."""
 
-    __slots__ = ("band", "group", "heap", "homes", "jobs", "key", "lines", "places", "pool", "served")
+    __slots__ = ("band", "group", "heap", "homes", "jobs", "key", "lines", "pool", "served", "takes_any")
 
     def __init__(self, pool: str, band: int, lane: Lane) -> None:
         self.pool = pool
         self.band = band
         self.key = lane.key
-        self.places = lane.places
         self.jobs = lane.jobs
+        self.takes_any = not lane.places.names
         self.heap = lane.standing.entries()
         self.lines: dict[Flow, _Line] = {}
         self.served = 0
         self.homes: list[tuple[_Site, str]] = []
+        """Workers that could load a model for it, and the model's key there."""
         self.group = -1
 
 
 class _Site:
-    """A worker: the room that its engines share, and the change of models that is to come."""
+    """A worker: the room that its engines share."""
 
-    __slots__ = ("alone", "free", "number", "swap", "worker")
+    __slots__ = ("alone", "free", "number", "worker")
 
-    def __init__(self, number: int, worker: Worker, free: int) -> None:
+    def __init__(self, number: int, worker: Worker) -> None:
         self.number = number
         self.worker = worker
-        self.free = free
+        limit = worker.capacity.slots
+        self.free = (1 << 30 if limit is None else limit) - len(worker.leases)
         self.alone = worker.alone
-        self.swap: _Swap | None = None
 
 
 class _Swap:
-    """A model that is to be loaded at a site, and the engines that go for it."""
+    """A model that comes at a site, and the engines that go for it."""
 
-    __slots__ = ("begun", "lane", "load_ms", "loading", "model", "slots", "victims")
+    __slots__ = ("begun", "load_ms", "loading", "model", "victims")
 
     def __init__(self, model: str, victims: "list[_Engine]", load_ms: float) -> None:
         self.model = model
         self.victims = victims
         self.load_ms = load_ms
-        self.slots = victims[0].slots if victims else LOADED_SLOTS
         self.begun = False
         self.loading = False
+
+
+class _Stream:
+    """A job on an engine."""
+
+    __slots__ = ("drawn_ms", "mean_ms", "number", "start_ms")
+
+    def __init__(self, number: int, start_ms: float, drawn_ms: float, mean_ms: float) -> None:
+        self.number = number
+        self.start_ms = start_ms
+        self.drawn_ms = drawn_ms
+        self.mean_ms = mean_ms
+
+    def end_ms(self, ended_ms: float) -> float:
+        """Return when a job of middling length would have ended where the drawn one ended at this time."""
+        return self.start_ms + (ended_ms - self.start_ms) * self.mean_ms / max(self.drawn_ms, 1.0)
 
 
 class _Engine:
     """An instance: streams in equal shares of its time."""
 
     __slots__ = (
-        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "model", "shares", "site", "slots",
+        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "model", "rates", "shares", "site", "slots",
     )  # fmt: skip
 
-    def __init__(self, site: _Site, id_: str, model: str, slots: int, at_ms: float) -> None:
+    def __init__(self, site: _Site, name: str, model: str, slots: int, at_ms: float) -> None:
         self.site = site
-        self.id = id_
+        self.id = name
         self.model = model
         self.slots = slots
         self.free = slots
@@ -166,9 +220,11 @@ class _Engine:
         self.clock = 0.0
         """Engine time that each stream has had."""
         self.ends: list[tuple[float, int, _Stream | None]] = []
-        """Heap of (reading of the clock at which a stream ends, number, stream)."""
+        """Heap of (reading of the clock at which a stream ends, order, stream)."""
         self.lanes: list[_Lane] = []
+        self.rates: dict[str, Rates] = {}
         self.shares = True
+        """What runs here shares one engine; own tasks do not."""
         self.group = -1
         self.gone = False
 
@@ -180,9 +236,9 @@ class _Engine:
         self.at_ms = at_ms
 
     def next_ms(self) -> float:
-        """Return when the next stream ends."""
-        left = max(0.0, self.ends[0][0] - self.clock)
-        return self.at_ms + (left * len(self.ends) if self.shares else left)
+        """Return when the next stream ends if none comes to it."""
+        left_ms = max(0.0, self.ends[0][0] - self.clock)
+        return self.at_ms + (left_ms * len(self.ends) if self.shares else left_ms)
 
     def left_ms(self) -> float:
         """Return for how long it is busy with what it has."""
@@ -190,114 +246,134 @@ class _Engine:
         return (sum(lefts) if self.shares else max(lefts)) if lefts else 0.0
 
 
-class _Stream:
-    """A job that was started."""
-
-    __slots__ = ("drawn_ms", "job", "mean_ms", "start_ms")
-
-    def __init__(self, job: Job, start_ms: float, drawn_ms: float, mean_ms: float) -> None:
-        self.job = job
-        self.start_ms = start_ms
-        self.drawn_ms = drawn_ms
-        self.mean_ms = mean_ms
+def _end_of(entry: tuple[float, int, _Stream | None]) -> float:
+    return entry[0]
 
 
-class Play:
-    """One run."""
+class _Guest(NamedTuple):
+    """Jobs that come on, and where they wait."""
 
-    def __init__(
-        self,
-        pools: Mapping[str, Pool],
-        costs: Costs,
-        placing: Placing,
-        settings: Settings,
-        fleet: Fleet,
-        now_ms: int,
-    ) -> None:
-        self._pools = pools
-        self._costs = costs
-        self._placing = placing
-        self._settings = settings
-        self._fleet = fleet
-        self.found = Outlook(now_ms)
-        self._sites: dict[str, _Site] = {}
+    expected: Expected
+    lane: _Lane
+    flow: _Flow
+
+
+class _Run:
+    """One run with its draws."""
+
+    def __init__(self, parts: Parts, expected: list[Expected], found: Outlook, number: int) -> None:
+        self._parts = parts
+        self._costs = parts.costs
+        self._expected = expected
+        self._found = found
+        self._number = number
+        self._most_starts = FEWER_STARTS if number else STARTS
+        self._sites: list[_Site] = []
         self._engines: list[_Engine] = []
+        self._swaps: dict[int, _Swap] = {}
+        """Site -> what is to change there."""
         self._lanes: list[_Lane] = []
         self._flows: dict[Flow, _Flow] = {}
         self._owed: dict[tuple[str, int], float] = {}
-        self._events: list[tuple[float, int, _Engine | _Site]] = []
-        self._count = 0
-        self._places: dict[int, tuple[int, int, float]] = {}
-        self.starts = 0
+        self._groups: list[Group] = []
+        self._events: list[tuple[float, int, _Engine | _Site | _Guest]] = []
+        """Heap of (time, order, where something happens)."""
+        self._order = 0
+        self._started: set[int] = set()
 
     def steps(self) -> Iterator[None]:
-        """Play; each step is a bounded piece of work."""
-        for worker in list(self._fleet.workers.values()):
-            yield from self._look_at_worker(worker)
-        for name, pool in list(self._pools.items()):
-            for index, lanes in enumerate(pool.lanes):
-                for lane in list(lanes.values()):
-                    if lane.jobs and lane.key[0] not in self._fleet.held_queues:
-                        self._look_at_lane(name, index, lane)
-                        yield
+        """Play."""
+        yield from self._look_at_workers()
+        yield from self._look_at_lanes()
         self._join()
+        for site in self._sites:
+            self._resume_swap(site)
         for lane in self._lanes:
             self._seek(lane, 0.0)
-        for engine in self._engines:
-            yield from self._fill(engine, 0.0)
-        while self._events and self.starts < STARTS_IN_ALL:
+        yield
+        for engine in list(self._engines):
+            self._fill(engine, 0.0)
+            yield
+        self._invite()
+        while self._events and not self._is_over():
             at_ms, _, thing = heapq.heappop(self._events)
-            if isinstance(thing, _Site):
-                yield from self._change(thing, at_ms)
-                continue
-            if thing.gone or not thing.ends:
-                continue
-            yield from self._end(thing, at_ms)
+            if isinstance(thing, _Engine):
+                if thing.gone or not thing.ends:
+                    continue
+                self._end_next(thing, at_ms)
+            elif isinstance(thing, _Site):
+                self._change(thing, at_ms)
+            else:
+                self._arrive(thing, at_ms)
+            yield
+        self._close()
+
+    def _is_over(self) -> bool:
+        """Tell whether no more starts are to be played; whoever runs then ends in their own time."""
+        if self._order >= _ORDERS or len(self._started) >= STARTS_IN_ALL:
+            return True
+        return not any(group.starts < min(self._most_starts, group.jobs) for group in self._groups)
 
     # --- what there is
 
-    def _look_at_worker(self, worker: Worker) -> Iterator[None]:
-        fleet = self._fleet
-        if (
-            worker.peer is None or worker.gone_ms or worker.capacity.breaker is not None
-            or worker.name in fleet.held_workers
-        ):  # fmt: skip
-            return
-        limit = worker.capacity.slots
-        site = _Site(len(self._sites), worker, (1 << 30 if limit is None else limit) - len(worker.leases))
-        self._sites[worker.name] = site
-        by_id: dict[str, _Engine] = {}
-        for instance in worker.instances.values():
-            engine = by_id[instance.id] = _Engine(site, instance.id, instance.model, instance.slots, 0.0)
-            engine.free -= instance.leased
-            self._engines.append(engine)
-        for lease in list(worker.leases.values()):
-            engine_or_none = by_id.get(lease.instance_id)
-            if engine_or_none is not None:
-                self._count += 1
-                left_ms = self.drawn_left_ms(lease)
-                engine_or_none.shares = lease.job.task_type in ENGINE_TASKS
-                heapq.heappush(engine_or_none.ends, (left_ms, self._count, None))
-                yield
-        for engine in by_id.values():
-            if engine.ends:
-                self._await(engine)
+    def _look_at_workers(self) -> Iterator[None]:
+        fleet = self._parts.fleet
+        for worker in list(fleet.workers.values()):
+            if not is_reachable(worker, fleet):
+                continue
+            site = _Site(len(self._sites), worker)
+            self._sites.append(site)
+            engines = {
+                each.id: _Engine(site, each.id, each.model, each.slots, 0.0) for each in worker.instances.values()
+            }
+            self._engines += engines.values()
+            for lease in list(worker.leases.values()):
+                engine = engines.get(lease.instance_id)
+                if engine is not None:
+                    self._resume(engine, lease)
+            yield
+            for engine in engines.values():
+                if engine.ends:
+                    self._await(engine)
 
-    def _look_at_lane(self, pool: str, band: int, lane: Lane) -> None:
-        mine = _Lane(pool, band, lane)
-        self._lanes.append(mine)
-        here = {(each.worker.name, each.id) for each in lane.places.loaded(self._fleet)}
+    def _resume(self, engine: _Engine, lease: Lease) -> None:
+        """Let a job go on that runs."""
+        job = lease.job
+        engine.free -= 1
+        engine.shares = job.task_type in ENGINE_TASKS
+        prompt_ms, output_ms, tokens, shape = self._needs(engine, job)
+        had = lease.tokens / tokens if tokens else 0.0
+        most = max(0.0, job.output_tokens - lease.tokens) if job.output_tokens else float("inf")
+        drawn = min(shape.draw_left(had, even_draw(job.number, self._number)) * tokens, most)
+        mean = min(shape.mean_left(had) * tokens, most)
+        at_prompt_ms = 0.0 if lease.tokens else prompt_ms
+        stream = _Stream(job.number, 0.0, at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms)
+        self._order += 1
+        heapq.heappush(engine.ends, (stream.drawn_ms, self._order, stream))
+
+    def _look_at_lanes(self) -> Iterator[None]:
+        fleet = self._parts.fleet
+        for name, pool in list(self._parts.pools.items()):
+            for index, lanes in enumerate(pool.lanes):
+                for lane in list(lanes.values()):
+                    if lane.key[0] not in fleet.held_queues:
+                        self._lanes.append(self._lane(name, index, lane))
+                        yield
+
+    def _lane(self, pool: str, band: int, lane: Lane) -> _Lane:
+        found = _Lane(pool, band, lane)
+        here = {(each.worker.name, each.id) for each in lane.places.loaded(self._parts.fleet)}
         for engine in self._engines:
             if (engine.site.worker.name, engine.id) in here:
-                engine.lanes.append(mine)
-                mine.served += 1
-        if lane.places.names:
-            for site in self._sites.values():
-                worker = site.worker
-                if worker.capacity.may_load and lane.places.served_by(worker):
-                    model = lane.places.on_disk(worker)
+                engine.lanes.append(found)
+                found.served += 1
+        if not found.takes_any:
+            for site in self._sites:
+                if site.worker.capacity.may_load and lane.places.served_by(site.worker):
+                    model = lane.places.on_disk(site.worker)
                     if model is not None:
-                        mine.homes.append((site, model))
+                        found.homes.append((site, model))
+        return found
 
     def _join(self) -> None:
         """Find which lanes want the same places."""
@@ -317,253 +393,350 @@ class Play:
             for lane in engine.lanes:
                 join(engine, lane)
         for lane in self._lanes:
-            if not lane.served:
-                for site, _ in lane.homes:
-                    join(lane, site)
-                    for engine in self._engines:
-                        if engine.site is site:
-                            join(site, engine)
+            for site, _ in () if lane.served else lane.homes:
+                join(lane, site)
+                for engine in self._engines:
+                    if engine.site is site:
+                        join(site, engine)
         numbers: dict[object, int] = {}
         for thing in (*self._lanes, *self._engines):
             thing.group = numbers.setdefault(root(thing), len(numbers))
-        self.found.groups = [Group() for _ in numbers]
+        self._groups = [Group() for _ in numbers]
+        for lane in self._lanes:
+            if lane.served or lane.homes:
+                self._groups[lane.group].jobs += lane.jobs
+        if not self._number:
+            self._found.groups = self._groups
+            self._found.group_of = {(lane.band, lane.key): lane.group for lane in self._lanes}
 
-    # --- how long things take
-
-    def drawn_left_ms(self, lease: Lease) -> float:
-        """Return what of an engine's time a running job may still take."""
-        job = lease.job
-        prompt_ms, output_ms, tokens, shape = self._costs.foresee(job, job.model, lease.worker)
-        had = lease.tokens / tokens if tokens else 0.0
-        left = shape.draw_left(had, even_draw(job.number)) * tokens
-        if job.output_tokens:
-            left = min(left, max(0.0, job.output_tokens - lease.tokens))
-        return (0.0 if lease.tokens else prompt_ms) + left * output_ms
+    def _needs(self, engine: _Engine, job: Job) -> tuple[float, float, float, Shape]:
+        """Return what of an engine's time a prompt takes, and each token; how many there will be, and their shape."""
+        task_type = job.task_type
+        rates = engine.rates.get(task_type)
+        if rates is None:
+            rates = self._costs.rates_at(task_type, engine.model, engine.site.worker.name)
+            engine.rates[task_type] = rates
+        prompt_ms = prompt_cost(prompt_tokens(job), rates)
+        if not rates.output_ms or task_type in EMBEDDING_TASKS:
+            return prompt_ms, 0.0, 0.0, UNMEASURED
+        return prompt_ms, rates.output_ms, self._costs.output_tokens(job, engine.model), self._costs.shape(
+            task_type, engine.model
+        )
 
     # --- starts
 
-    def _fill(self, engine: _Engine, at_ms: float) -> Iterator[None]:
+    def _fill(self, engine: _Engine, at_ms: float) -> None:
         """Give an engine's free slots away."""
         site = engine.site
-        group = self.found.groups[engine.group]
-        while engine.free > 0 and site.free > 0 and not site.alone and not engine.gone:
-            if site.swap is not None and site.swap.begun and engine in site.swap.victims:
-                return
-            if group.starts >= STARTS:
-                group.is_whole = False
+        swap = self._swaps.get(site.number)
+        is_victim = swap is not None and engine in swap.victims
+        if is_victim and swap.begun:
+            return
+        while engine.free > 0 and site.free > 0 and not site.alone:
+            if self._groups[engine.group].starts >= self._most_starts:
                 return
             chosen = self._choose(engine)
             if chosen is None:
-                if not engine.ends and site.swap is not None and engine in site.swap.victims:
-                    self._begin(site, at_ms)
+                if is_victim and not engine.ends:
+                    self._begin(site, swap, at_ms)
                 return
             lane, flow, line, job = chosen
+            if job is None:
+                flow.coming -= 1
+                self._run(engine, lane, flow, flow.cost, flow.cost * self._pace(engine), None, at_ms)
+                continue
             line.take()
-            if job.number not in self._places:
+            if job.number not in self._started:
                 self._start(engine, lane, flow, job, at_ms)
-            yield
-        return
 
-    def _choose(self, engine: _Engine) -> "tuple[_Lane, _Flow, _Line, Job] | None":
+    def _choose(self, engine: _Engine) -> "tuple[_Lane, _Flow, _Line, Job | None] | None":
         """Return whose turn it is on an engine."""
-        best: tuple[float, Place] | None = None
-        best_rank = -1
+        best: tuple[int, float, Place] | None = None
         found = None
         for lane in engine.lanes:
             rank = self._rank(lane)
-            if found is not None and rank > best_rank:
+            if best is not None and rank > best[0]:
                 continue
             head = self._head(lane)
             if head is None:
                 continue
-            standing = head[0], head[1]
-            if found is None or rank < best_rank or standing < best:
-                best, best_rank = standing, rank
+            standing = rank, head[0], head[1]
+            if best is None or standing < best:
+                best = standing
                 found = lane, head[2], head[3], head[4]
         return found
 
     def _rank(self, lane: _Lane) -> int:
         """Return when a lane's band has its turn: those to whom their share is owed come first."""
-        band = self._pools[lane.pool].bands[lane.band]
+        band = self._parts.pools[lane.pool].bands[lane.band]
         owed = self._owed.get((lane.pool, lane.band), band.owed)
-        return lane.band if not (owed and owed >= band.turn_cost) else lane.band - 100
+        return lane.band - len(self._parts.settings.bands) if owed and owed >= band.turn_cost else lane.band
 
-    def _head(self, lane: _Lane) -> "tuple[float, Place, _Flow, _Line, Job] | None":
+    def _head(self, lane: _Lane) -> "tuple[float, Place, _Flow, _Line, Job | None] | None":
+        """Return a lane's first job with its flow; None as the job: one that came on meanwhile."""
         heap = lane.heap
         while heap:
             noted, number, flow = heap[0]
-            mine = self._flows.get(flow)
-            if mine is None:
-                mine = self._flows[flow] = _Flow(flow)
+            mine = self._flow(flow)
             if noted != mine.key:
                 heapq.heapreplace(heap, (mine.key, number, flow))
                 continue
             line = lane.lines.get(flow)
             if line is None:
-                theirs = flow.lines.get(lane.key)
-                if theirs is None:
-                    heapq.heappop(heap)
-                    continue
-                line = lane.lines[flow] = _Line(theirs)
+                line = lane.lines[flow] = _Line(flow.lines.get(lane.key))
             head = line.head()
-            if head is None:
-                heapq.heappop(heap)
-                continue
-            return mine.key, head[0], mine, line, head[1]
+            if head is not None:
+                return noted, head[0], mine, line, head[1]
+            if mine.coming:
+                return noted, _LAST, mine, line, None
+            heapq.heappop(heap)
         return None
 
+    def _flow(self, flow: Flow) -> _Flow:
+        found = self._flows.get(flow)
+        if found is None:
+            found = self._flows[flow] = _Flow(flow)
+        return found
+
     def _start(self, engine: _Engine, lane: _Lane, flow: _Flow, job: Job, at_ms: float) -> None:
-        group = self.found.groups[engine.group]
-        self._places[job.number] = engine.group, group.starts, at_ms
-        cost = self._costs.predict(job, engine.model)
-        flow.key += cost / flow.weight
-        pool = self._pools[lane.pool]
-        for band in pool.bands:
-            if band.index > lane.band and band.waits:
-                key = lane.pool, band.index
-                self._owed[key] = min(self._owed.get(key, band.owed) + band.share * cost, 4 * band.turn_cost)
-        key = lane.pool, lane.band
-        self._owed[key] = max(0.0, self._owed.get(key, pool.bands[lane.band].owed) - cost)
-        prompt_ms, output_ms, tokens, shape = self._costs.foresee(job, engine.model, engine.site.worker.name)
-        drawn = shape.draw_left(0.0, even_draw(job.number)) * tokens
-        mean = shape.mean_left(0.0) * tokens
+        """Start a job and note when."""
+        self._started.add(job.number)
+        prompt_ms, output_ms, tokens, shape = self._needs(engine, job)
+        drawn = shape.draw_left(0.0, even_draw(job.number, self._number)) * tokens
+        mean = shape.mean * tokens
         if job.output_tokens:
             drawn, mean = min(drawn, job.output_tokens), min(mean, job.output_tokens)
-        drawn_ms, mean_ms = prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms
+        stream = _Stream(job.number, at_ms, prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms)
+        cost = self._costs.predict(job, engine.model)
+        self._run(engine, lane, flow, cost, stream.drawn_ms, stream, at_ms)
+        group = self._groups[engine.group]
+        if not group.starts:
+            group.first_ms = at_ms
+        self._note_start(engine.group, group.starts, stream)
+        group.starts += 1
+        group.last_ms = at_ms
+
+    def _run(
+        self, engine: _Engine, lane: _Lane, flow: _Flow, cost: float, takes_ms: float, stream: _Stream | None, at_ms: float
+    ) -> None:
+        """Take a slot and charge for it."""
+        flow.key += cost / flow.weight
+        owed = self._owed
+        for band in self._parts.pools[lane.pool].bands[lane.band :]:
+            key = lane.pool, band.index
+            if band.index == lane.band:
+                if owed.get(key, band.owed):
+                    owed[key] = max(0.0, owed.get(key, band.owed) - cost)
+            elif band.waits and band.share:
+                owed[key] = min(owed.get(key, band.owed) + band.share * cost, 4 * band.turn_cost)
         engine.advance(at_ms)
-        engine.shares = job.task_type in ENGINE_TASKS
-        self._count += 1
-        heapq.heappush(
-            engine.ends, (engine.clock + drawn_ms, self._count, _Stream(job, at_ms, drawn_ms, mean_ms))
-        )
+        self._order += 1
+        heapq.heappush(engine.ends, (engine.clock + takes_ms, self._order, stream))
         engine.free -= 1
         engine.site.free -= 1
-        group.starts += 1
-        group.work_ms += cost
-        group.last_ms = at_ms
-        self.starts += 1
-        self.found.jobs[job.number] = Foreseen(
-            engine.group, group.starts - 1, at_ms, at_ms + mean_ms * (len(engine.ends) if engine.shares else 1)
-        )
         self._await(engine)
 
-    def _await(self, engine: _Engine) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (engine.next_ms(), self._count, engine))
+    def _pace(self, engine: _Engine) -> float:
+        """Return how much longer this engine takes than costs say."""
+        rates = engine.rates.get("chat")
+        if rates is None:
+            rates = engine.rates["chat"] = self._costs.rates_at("chat", engine.model, engine.site.worker.name)
+        told = self._costs.rates("chat", engine.model)
+        return rates.output_ms / told.output_ms if told.output_ms and rates.output_ms else 1.0
 
-    def _end(self, engine: _Engine, at_ms: float) -> Iterator[None]:
-        """End the streams of an engine that are due."""
+    def _await(self, engine: _Engine) -> None:
+        self._expect(engine.next_ms(), engine)
+
+    def _expect(self, at_ms: float, thing: "_Engine | _Site | _Guest") -> None:
+        self._order += 1
+        heapq.heappush(self._events, (at_ms, self._order, thing))
+
+    def _end_next(self, engine: _Engine, at_ms: float) -> None:
+        """End the stream of an engine that is due, if none has come to it meanwhile."""
         engine.advance(at_ms)
         if engine.ends[0][0] > engine.clock + 1e-6:
             return
-        _, _, stream = heapq.heappop(engine.ends)
+        stream = heapq.heappop(engine.ends)[2]
+        if stream is not None:
+            self._note_end(stream, stream.end_ms(at_ms))
         engine.free += 1
         site = engine.site
         site.free += 1
         site.alone = False
-        if stream is not None:
-            known = self.found.jobs[stream.job.number]
-            took_ms = (at_ms - stream.start_ms) * stream.mean_ms / max(stream.drawn_ms, 1e-9)
-            self.found.jobs[stream.job.number] = Foreseen(
-                known.group, known.place, known.start_ms, stream.start_ms + took_ms
-            )
-        swap = site.swap
-        if swap is not None and swap.begun and not any(each.ends for each in swap.victims):
-            self._load(site, at_ms)
-        for each in self._engines:
+        swap = self._swaps.get(site.number)
+        if swap is not None and swap.begun and not swap.loading and not any(each.ends for each in swap.victims):
+            self._load(site, swap, at_ms)
+        for each in list(self._engines):
             if each.site is site:
-                yield from self._fill(each, at_ms)
+                self._fill(each, at_ms)
         if engine.ends:
             self._await(engine)
-        yield
+
+    def _note_start(self, group: int, place: int, stream: _Stream) -> None:
+        known = self._found.jobs.get(stream.number)
+        if known is None:
+            self._found.jobs[stream.number] = Foreseen(group, place, stream.start_ms, 0.0)
+        else:
+            known.runs += 1
+            known.place += (place - known.place) / known.runs
+            known.start_ms += (stream.start_ms - known.start_ms) / known.runs
+
+    def _note_end(self, stream: _Stream, end_ms: float) -> None:
+        known = self._found.jobs.get(stream.number)
+        if known is not None:
+            known.end_ms += (end_ms - known.end_ms) / known.runs
+        else:
+            total_ms, runs = self._found.ends_ms.get(stream.number, (0.0, 0))
+            self._found.ends_ms[stream.number] = total_ms + end_ms, runs + 1
+
+    def _close(self) -> None:
+        """Note when those end that still run: slots stay taken while jobs wait; where none wait, it grows quicker."""
+        for engine in self._engines:
+            group = self._groups[engine.group]
+            streams = len(engine.ends)
+            at_ms, had_ms = engine.at_ms, engine.clock
+            for end, _, stream in sorted(engine.ends, key=_end_of):
+                at_ms += (end - had_ms) * (streams if engine.shares else 1)
+                had_ms = end
+                if group.starts == group.jobs:
+                    streams -= 1
+                if stream is not None:
+                    self._note_end(stream, stream.end_ms(at_ms))
+
+    # --- jobs that come on
+
+    def _invite(self) -> None:
+        """Let jobs come on as they came."""
+        lanes = {(lane.pool, lane.band, lane.key): lane for lane in self._lanes}
+        for expected in self._expected:
+            lane = lanes.get((expected.pool, expected.band, expected.lane))
+            if lane is None or not lane.served:
+                continue
+            band = self._parts.pools[expected.pool].bands[expected.band]
+            flow = band.flows.get(expected.user) if expected.user is not None else None
+            if flow is None:
+                flow = Flow("", expected.band, 1.0, NEVER_MS + self._order)
+                flow.service = band.virtual
+            mine = self._flow(flow)
+            mine.cost = expected.cost
+            self._order += 1
+            first_ms = expected.every_ms * even_draw(self._order, self._number)
+            self._expect(first_ms, _Guest(expected, lane, mine))
+
+    def _arrive(self, guest: _Guest, at_ms: float) -> None:
+        """A job comes on: its flow begins where the others are."""
+        self._expect(at_ms + guest.expected.every_ms, guest)
+        lane, flow = guest.lane, guest.flow
+        if self._groups[lane.group].starts >= self._most_starts:
+            return
+        if not flow.coming:
+            first = self._head(lane)
+            if first is not None:
+                # A stranger has had nothing yet: where the others are is where it begins.
+                flow.key = first[0] if guest.expected.user is None else max(flow.key, first[0])
+            heapq.heappush(lane.heap, (flow.key, flow.flow.number, flow.flow))
+        flow.coming += 1
+        for engine in self._engines:
+            if engine.free > 0 and lane in engine.lanes:
+                self._fill(engine, at_ms)
 
     # --- models
 
     def _seek(self, lane: _Lane, at_ms: float) -> None:
-        """Have a model loaded for a lane that no engine serves, where that is soonest."""
-        if lane.served or self._head(lane) is None:
+        """Have a model come for a lane that no engine serves, where that is soonest."""
+        group = self._groups[lane.group]
+        if lane.served or group.starts >= self._most_starts or self._head(lane) is None:
             return
         best: tuple[float, _Site, _Swap, float] | None = None
         for site, model in lane.homes:
-            worker = site.worker
-            if site.swap is not None:
-                if site.swap.model == model:
+            swap = self._swaps.get(site.number)
+            if swap is not None:
+                if swap.model == model:
                     return
                 continue
-            load_ms = self._placing.memory.load_ms(worker, model)
-            if at_ms == 0.0 and worker.loading:
-                if worker.loading != model:
-                    continue
-                swap = _Swap(model, [], load_ms)
-                swap.begun = swap.loading = True
-                site.swap = swap
-                left_ms = max(load_ms - (self.found.made_ms - worker.loading_since_ms), 1000.0)
-                self._count += 1
-                heapq.heappush(self._events, (left_ms, self._count, site))
-                return
-            mine = [each for each in self._engines if each.site is site and not each.gone]
-            victims_or_none = self._placing.memory.victims(worker, model, {})
-            if victims_or_none is None:
+            load_ms = self._parts.placing.memory.load_ms(site.worker, model)
+            victims = self._victims(site, model)
+            if victims is None:
                 continue
-            ids = {each.id for each in victims_or_none}
-            victims = [each for each in mine if each.id in ids]
-            if victims_or_none and not victims:
-                victims = mine[:1]
-            swap = _Swap(model, victims, load_ms)
-            due_ms = at_ms
-            known = self._placing.swap_at(worker.name) if at_ms == 0.0 else None
-            if victims and not (known is not None and known.model == model):
-                patience_ms = self._settings.bands[lane.band].patience * load_ms
-                since_ms = self._placing.passed_over_since(worker.name, lane.band) if at_ms == 0.0 else None
-                due_ms += patience_ms if since_ms is None else max(0.0, since_ms + patience_ms - self.found.made_ms)
+            due_ms = at_ms + (self._patience_ms(site, lane, load_ms, at_ms) if victims else 0.0)
             start_ms = load_ms + max(due_ms, at_ms + max((each.left_ms() for each in victims), default=0.0))
             if best is None or start_ms < best[0]:
-                best = start_ms, site, swap, due_ms
+                best = start_ms, site, _Swap(model, victims, load_ms), due_ms
         if best is not None:
             _, site, swap, due_ms = best
-            site.swap = swap
-            self._count += 1
-            heapq.heappush(self._events, (due_ms, self._count, site))
+            self._swaps[site.number] = swap
+            self._expect(due_ms, site)
 
-    def _change(self, site: _Site, at_ms: float) -> Iterator[None]:
+    def _resume_swap(self, site: _Site) -> None:
+        """Let go on what is under way at a worker: a load, or a drain."""
+        worker = site.worker
+        placing = self._parts.placing
+        if worker.loading_since_ms:
+            load_ms = placing.memory.load_ms(worker, worker.loading)
+            swap = self._swaps[site.number] = _Swap(worker.loading, [], load_ms)
+            swap.begun = swap.loading = True
+            self._expect(max(0.0, worker.loading_since_ms + load_ms - self._parts.now_ms), site)
+            return
+        known = placing.swap_at(worker.name)
+        if known is not None:
+            victims = [each for each in self._engines if each.site is site and each.id in known.victims]
+            load_ms = placing.memory.load_ms(worker, known.model)
+            swap = self._swaps[site.number] = _Swap(known.model, victims, load_ms)
+            self._begin(site, swap, 0.0)
+
+    def _victims(self, site: _Site, model: str) -> "list[_Engine] | None":
+        """Return the engines that must go for a model; None: it cannot be loaded there."""
+        here = [each for each in self._engines if each.site is site]
+        known = self._parts.placing.memory.victims(site.worker, model, {})
+        if not known:
+            return None if known is None else []
+        ids = {each.id for each in known}
+        return [each for each in here if each.id in ids] or here[:1]
+
+    def _patience_ms(self, site: _Site, lane: _Lane, load_ms: float, at_ms: float) -> float:
+        """Return for how long the loaded model is still preferred to a flow whose turn has come."""
+        patience_ms = self._parts.settings.bands[lane.band].patience * load_ms
+        if at_ms:
+            return patience_ms
+        since_ms = self._parts.placing.passed_over_since(site.worker.name, lane.band)
+        return patience_ms if since_ms is None else max(0.0, since_ms + patience_ms - self._parts.now_ms)
+
+    def _change(self, site: _Site, at_ms: float) -> None:
         """A site's swap goes on: it is due, or its model is there."""
-        swap = site.swap
+        swap = self._swaps.get(site.number)
         if swap is None:
             return
         if swap.loading:
-            yield from self._loaded(site, swap, at_ms)
+            self._arrive_model(site, swap, at_ms)
         elif not swap.begun:
-            self._begin(site, at_ms)
+            self._begin(site, swap, at_ms)
 
-    def _begin(self, site: _Site, at_ms: float) -> None:
-        swap = site.swap
-        assert swap is not None
+    def _begin(self, site: _Site, swap: _Swap, at_ms: float) -> None:
         swap.begun = True
         if not any(each.ends for each in swap.victims):
-            self._load(site, at_ms)
+            self._load(site, swap, at_ms)
 
-    def _load(self, site: _Site, at_ms: float) -> None:
-        swap = site.swap
-        assert swap is not None
+    def _load(self, site: _Site, swap: _Swap, at_ms: float) -> None:
         swap.loading = True
-        self._count += 1
-        heapq.heappush(self._events, (at_ms + swap.load_ms, self._count, site))
+        self._expect(at_ms + swap.load_ms, site)
 
-    def _loaded(self, site: _Site, swap: _Swap, at_ms: float) -> Iterator[None]:
-        site.swap = None
+    def _arrive_model(self, site: _Site, swap: _Swap, at_ms: float) -> None:
+        """A model is there, and those that went for it are gone."""
+        del self._swaps[site.number]
         for victim in swap.victims:
             victim.gone = True
             for lane in victim.lanes:
                 lane.served -= 1
         self._engines = [each for each in self._engines if not each.gone]
-        engine = _Engine(site, "", swap.model, swap.slots, at_ms)
+        slots = swap.victims[0].slots if swap.victims else LOADED_SLOTS
+        engine = _Engine(site, "", swap.model, slots, at_ms)
         for lane in self._lanes:
-            if not lane.places.names or any(home is site and model == swap.model for home, model in lane.homes):
+            if lane.takes_any or any(home is site and model == swap.model for home, model in lane.homes):
                 engine.lanes.append(lane)
                 engine.group = lane.group
                 lane.served += 1
-        self._engines.append(engine)
-        yield from self._fill(engine, at_ms)
+        if engine.lanes:
+            self._engines.append(engine)
+            self._fill(engine, at_ms)
         for lane in self._lanes:
             self._seek(lane, at_ms)
-            yield

@@ -70,11 +70,15 @@ class Places:
 
 
 def is_open(worker: Worker, fleet: Fleet) -> bool:
-    """Tell whether a worker may be given anything: connected, not held, its endpoint answers, no suspect runs there."""
+    """Tell whether a worker may be given anything: it can be reached, and no suspect runs there."""
+    return not worker.alone and is_reachable(worker, fleet)
+
+
+def is_reachable(worker: Worker, fleet: Fleet) -> bool:
+    """Tell whether a worker takes jobs: connected, not held, its endpoint answers."""
     return (
         worker.peer is not None
         and not worker.gone_ms
-        and not worker.alone
         and worker.capacity.breaker is None
         and worker.name not in fleet.held_workers
     )

@@ -50,11 +50,11 @@ class Placing:
         """The largest H that was allowed so far: the bounds follow from it."""
 
     def swap_at(self, worker: str) -> Swap | None:
-        """Return the swap that a worker drains for."""
+        """Return what a worker drains for; None: it does not."""
         return self._swaps.get(worker)
 
     def passed_over_since(self, worker: str, band: int) -> int | None:
-        """Return the monotonic time since which a flow of a band is passed over at a worker."""
+        """Return the monotonic time since which a flow of a band is passed over at a worker; None: none is."""
         bypass = self._bypasses.get((worker, band))
         return None if bypass is None else bypass.since_ms
 
