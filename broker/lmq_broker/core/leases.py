@@ -97,6 +97,7 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
     )  # fmt: skip
     job.lease = lease
     state.policy.started(lease, instance, now)
+    state.eta.started(job, now)
     worker.leases[job.id, lease.epoch, lease.attempt] = lease
     instance.leased += 1
     worker.alone = job.past.suspect
@@ -266,6 +267,7 @@ def close(
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
     state.policy.ended(lease, spent, now)
+    state.eta.closed(lease, spent, now)
 
 
 def fail(

@@ -174,7 +174,7 @@ def _from_client(
         case FollowText():
             readers.follow_text(state, out, session, message)
         case Status():
-            views.status(state, out, session, message)
+            views.status(state, out, session, message, now)
         case ListJobs():
             views.list_jobs(state, out, session, message)
         case GetPayload():
@@ -259,7 +259,7 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
             _jobs_loaded(state, out, session, context, answer, now)
         case PayloadReply():
             assert isinstance(command, GetPayload)
-            views.payload_loaded(state, out, session, command, answer)
+            views.payload_loaded(state, out, session, command, answer, now)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -280,10 +280,10 @@ def _jobs_loaded(
     match command:
         case Status():
             assert isinstance(answer, JobsReply)
-            views.status_loaded(state, out, session, command, answer)
+            views.status_loaded(state, out, session, command, answer, now)
         case ListJobs():
             assert isinstance(answer, ListReply)
-            views.listed(state, out, session, command, answer)
+            views.listed(state, out, session, command, answer, now)
         case Why():
             assert isinstance(answer, JobsReply)
             reasons.why_loaded(state, out, session, command, answer)
@@ -308,6 +308,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     leases.send_acks(state, out)
     views.publish_queues(state, out, now)
     state.turn_has_records = False
+    unfinished |= state.eta.look_out(state, now)
     wake_ms = now.mono_ms if unfinished else clocks.next_wake(state, now)
     out.append(WakeAt(wake_ms if ask_ms is None else min(wake_ms, ask_ms)))
 

@@ -27,7 +27,7 @@ def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) 
     if job is None or not views.may_see(session, job.user):
         refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
         return
-    view = views.of_job(state, job)
+    view = views.of_job(state, job, now)
     reasons, hints = _why_open(state, job, view, now)
     reply(
         state,

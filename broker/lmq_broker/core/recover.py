@@ -9,6 +9,7 @@ from lmq_broker.core import jobs, readers
 from lmq_broker.core.chronicle import Out, put, tell
 from lmq_broker.core.clocks import LEDGER
 from lmq_broker.core.effects import Effect
+from lmq_broker.core.eta import Eta
 from lmq_broker.core.holds import HOLD
 from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.records import MetaSet, StoredJob
@@ -81,6 +82,7 @@ def recover(
         secret=meta.get(SECRET, fresh_secret),
         random=Random(seed),
         policy=POLICIES[settings.policy](settings),
+        eta=Eta(),
         started_ms=now.mono_ms,
         started_at_ms=now.wall_ms,
         last_number=memory.last_number,

@@ -21,6 +21,7 @@ from lmq_proto.messages import Capacity, EventFilter, Hold, Piece
 from lmq_proto.states import State
 
 if TYPE_CHECKING:
+    from lmq_broker.core.eta import Eta
     from lmq_broker.core.policies.base import Policy
 
 
@@ -280,6 +281,7 @@ class BrokerState(msgspec.Struct):
     random: Random
     """The only source of chance: seeded, so that a run can be repeated."""
     policy: "Policy"
+    eta: "Eta"
     started_ms: int
     started_at_ms: int
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import msgspec
 
-from lmq_broker.core import commands, fields, leases, workers
+from lmq_broker.core import commands, fields, workers
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -77,9 +77,15 @@ def may_see(session: Session, user: str) -> bool:
     return who.role in SEES_ALL or may_act_for(who.principal, who.role, who.user, user)
 
 
-def of_job(state: BrokerState, job: Job) -> JobView:
+def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
     """Return an open job as people see it."""
     lease = job.lease
+    ahead = starts = done = None
+    if job.state is State.READY:
+        ahead = state.eta.ahead(state, job, now)
+        starts, done = state.eta.waits(state, job, ahead, now) or (None, None)
+    elif lease is not None:
+        done = state.eta.runs_for(lease, now)
     return JobView(
         id=job.id, number=job.number, user=job.user, principal=job.principal, task_type=job.task_type,
         queue=job.queue, priority=job.priority, state=job.state, created_at_ms=job.created_at_ms,
@@ -89,7 +95,7 @@ def of_job(state: BrokerState, job: Job) -> JobView:
         models=list(job.models), model=job.model if lease is not None else "",
         worker=job.worker if lease is not None else "", attempt=job.attempt, failures=job.failures,
         failures_max=job.terms.failures_max, suspect=job.past.suspect,
-        ahead=state.policy.ahead(job, leases.fleet(state)) if job.state is State.READY else None,
+        ahead=ahead, starts_in_s=starts, done_in_s=done,
         due_at_ms=job.due_at_ms if job.state is State.DELAYED else 0, expires_at_ms=job.expires_at_ms,
         started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
@@ -111,7 +117,7 @@ def of_stored(state: BrokerState, job: StoredJob) -> JobView:
     )  # fmt: skip
 
 
-def status(state: BrokerState, out: Out, session: Session, command: Status) -> None:
+def status(state: BrokerState, out: Out, session: Session, command: Status, now: Now) -> None:
     """Answer with jobs by id; those that have ended are read first."""
     if len(command.job_ids) > bounds.BATCH_JOBS:
         error = BadField("job_ids", len(command.job_ids), f"at most {bounds.BATCH_JOBS}")
@@ -127,10 +133,12 @@ def status(state: BrokerState, out: Out, session: Session, command: Status) -> N
             )
         )
     else:
-        status_loaded(state, out, session, command, JobsReply([]))
+        status_loaded(state, out, session, command, JobsReply([]), now)
 
 
-def status_loaded(state: BrokerState, out: Out, session: Session, command: Status, answer: JobsReply) -> None:
+def status_loaded(
+    state: BrokerState, out: Out, session: Session, command: Status, answer: JobsReply, now: Now
+) -> None:
     """Answer a status with what was read and what is open."""
     stored = {job.id: job for job in answer.jobs}
     found = []
@@ -139,7 +147,7 @@ def status_loaded(state: BrokerState, out: Out, session: Session, command: Statu
         past = stored.get(job_id)
         job = None if state.disk.trouble == FULL else state.jobs.get(job_id)
         if job is not None and may_see(session, job.user):
-            found.append(of_job(state, job))
+            found.append(of_job(state, job, now))
         elif job is None and past is not None and may_see(session, past.user):
             found.append(of_stored(state, past))
         else:
@@ -171,13 +179,15 @@ def list_jobs(state: BrokerState, out: Out, session: Session, command: ListJobs)
     out.append(Read(request, read_position(state)))
 
 
-def listed(state: BrokerState, out: Out, session: Session, command: ListJobs, answer: ListReply) -> None:
+def listed(
+    state: BrokerState, out: Out, session: Session, command: ListJobs, answer: ListReply, now: Now
+) -> None:
     """Answer a list; what is open is shown as it is now."""
     live = {} if state.disk.trouble == FULL else state.jobs
     views: list[JobView] = []
     size = 0
     for job in answer.jobs:
-        view = of_job(state, state.jobs[job.id]) if job.id in live else of_stored(state, job)
+        view = of_job(state, state.jobs[job.id], now) if job.id in live else of_stored(state, job)
         size += len(_pack.encode(view))
         if views and size > _PAGE_BYTES:
             break
@@ -197,7 +207,7 @@ def get_payload(state: BrokerState, out: Out, session: Session, command: GetPayl
 
 
 def payload_loaded(
-    state: BrokerState, out: Out, session: Session, command: GetPayload, answer: PayloadReply
+    state: BrokerState, out: Out, session: Session, command: GetPayload, answer: PayloadReply, now: Now
 ) -> None:
     """Answer with a payload, to whom it may concern."""
     who = session.who
@@ -205,7 +215,7 @@ def payload_loaded(
         refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
         return
     job = None if state.disk.trouble == FULL else state.jobs.get(command.job_id)
-    view = of_stored(state, answer.job) if job is None else of_job(state, job)
+    view = of_stored(state, answer.job) if job is None else of_job(state, job, now)
     inform(state, out, session.peer, Payload(request_id=command.request_id, job=view), answer.payload)
 
 

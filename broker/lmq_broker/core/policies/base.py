@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from lmq_broker.core.policies.outlook import Parts
+    from lmq_broker.core.policies.places import LaneKey
     from lmq_broker.core.state import Instance, Job, Lease, Worker
     from lmq_broker.core.stimuli import Now
 
@@ -103,6 +105,12 @@ class Policy(Protocol):
 
     def decide(self, fleet: Fleet, now: "Now") -> Decision | None:
         """Say what to do now; asked again until it says None or WakeAt. What it says is done."""
+
+    def lane_of(self, job: "Job") -> "tuple[str, int, LaneKey]":
+        """Return where a job waits: pool, band, lane."""
+
+    def parts(self, fleet: Fleet, now: "Now") -> "Parts":
+        """Return what it knows, for who looks out; nothing of it is changed."""
 
     def ahead(self, job: "Job", fleet: Fleet) -> int:
         """Return how many ready jobs would start before this ready one if nothing else came."""

@@ -19,8 +19,8 @@ from lmq_broker.core.policies.engines import Engines, Run, RunKey
 from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, band_of, pool_name, standing_of
 from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
-from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.outlook import Parts
+from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
 from lmq_broker.core.settings import ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
@@ -198,6 +198,10 @@ class Blfq:
                     return decision
         self._placing.end(self._places.values())
         return waiting
+
+    def lane_of(self, job: Job) -> tuple[str, int, LaneKey]:
+        """Return where a job waits: pool, band, lane."""
+        return pool_name(job), self._band_of[job.priority], lane_of(job)
 
     def parts(self, fleet: Fleet, now: Now) -> Parts:
         """Return what is known, for who looks out."""

@@ -41,6 +41,8 @@ LOADED_SLOTS = 4
 """Of a model that is loaded for jobs: what an endpoint gives one by default."""
 _FIRST_LOOK = 4
 """Jobs of one line that are looked at first; then twice as many, and so on."""
+_PACED = 10
+"""Starts from which their pace can be told."""
 _LAST: Place = (1 << 62, NEVER_MS, 0)
 """Of jobs that are still to come."""
 
@@ -60,12 +62,24 @@ class Parts(msgspec.Struct, frozen=True):
 class Foreseen(msgspec.Struct):
     """When a job would start and end, in milliseconds from when it was looked at; means over several runs."""
 
+    job: Job
     group: int
+    """-1: it runs."""
     place: float
     """So many jobs that want the same places start before it."""
     start_ms: float
-    end_ms: float
+    end_ms: float = 0.0
     runs: int = 1
+
+    def note_start(self, place: int, start_ms: float) -> None:
+        """It started in one more run."""
+        self.runs += 1
+        self.place += (place - self.place) / self.runs
+        self.start_ms += (start_ms - self.start_ms) / self.runs
+
+    def note_end(self, end_ms: float) -> None:
+        """It ended in the run in which it started last."""
+        self.end_ms += (end_ms - self.end_ms) / self.runs
 
 
 class Group(msgspec.Struct):
@@ -75,6 +89,16 @@ class Group(msgspec.Struct):
     starts: int = 0
     first_ms: float = 0.0
     last_ms: float = 0.0
+    runs_ms: float = 0.0
+    """For how long those that started run, in sum."""
+    slots: int = 0
+
+    @property
+    def pace_ms(self) -> float:
+        """Return the time from one start to the next."""
+        if self.starts >= _PACED:
+            return (self.last_ms - self.first_ms) / (self.starts - 1)
+        return self.runs_ms / self.starts / max(self.slots, 1) if self.starts else 0.0
 
 
 class Outlook(msgspec.Struct):
@@ -83,13 +107,16 @@ class Outlook(msgspec.Struct):
     made_ms: int
     """Monotonic."""
     jobs: dict[int, Foreseen] = msgspec.field(default_factory=dict)
-    """Jobs that wait, by number."""
-    ends_ms: dict[int, tuple[float, int]] = msgspec.field(default_factory=dict)
-    """Jobs that run, by number: (when they end, as a sum over so many runs)."""
+    """By number."""
     groups: list[Group] = msgspec.field(default_factory=list)
     """As the first run has them."""
-    group_of: dict[tuple[int, LaneKey], int] = msgspec.field(default_factory=dict)
-    """(band, lane) -> its group."""
+    group_of: dict[tuple[str, int, LaneKey], int] = msgspec.field(default_factory=dict)
+    """(pool, band, lane) -> its group."""
+
+    def group_at(self, lane: tuple[str, int, LaneKey]) -> Group | None:
+        """Return the group of a lane; None: no job of it waited."""
+        number = self.group_of.get(lane)
+        return None if number is None else self.groups[number]
 
 
 def look_out(parts: Parts, found: Outlook) -> Iterator[None]:
@@ -187,20 +214,13 @@ class _Swap:
         self.loading = False
 
 
-class _Stream:
-    """A job on an engine."""
+class _Stream(NamedTuple):
+    """A job on an engine: when it started, and what it takes of the engine's time, as drawn and on average."""
 
-    __slots__ = ("drawn_ms", "mean_ms", "number", "start_ms")
-
-    def __init__(self, number: int, start_ms: float, drawn_ms: float, mean_ms: float) -> None:
-        self.number = number
-        self.start_ms = start_ms
-        self.drawn_ms = drawn_ms
-        self.mean_ms = mean_ms
-
-    def end_ms(self, ended_ms: float) -> float:
-        """Return when a job of middling length would have ended where the drawn one ended at this time."""
-        return self.start_ms + (ended_ms - self.start_ms) * self.mean_ms / max(self.drawn_ms, 1.0)
+    job: Job
+    start_ms: float
+    drawn_ms: float
+    mean_ms: float
 
 
 class _Engine:
@@ -324,7 +344,8 @@ class _Run:
             site = _Site(len(self._sites), worker)
             self._sites.append(site)
             engines = {
-                each.id: _Engine(site, each.id, each.model, each.slots, 0.0) for each in worker.instances.values()
+                each.id: _Engine(site, each.id, each.model, each.slots, 0.0)
+                for each in worker.instances.values()
             }
             self._engines += engines.values()
             for lease in list(worker.leases.values()):
@@ -347,7 +368,8 @@ class _Run:
         drawn = min(shape.draw_left(had, even_draw(job.number, self._number)) * tokens, most)
         mean = min(shape.mean_left(had) * tokens, most)
         at_prompt_ms = 0.0 if lease.tokens else prompt_ms
-        stream = _Stream(job.number, 0.0, at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms)
+        stream = _Stream(job, 0.0, at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms)
+        self._note_start(job, -1, 0, 0.0)
         self._order += 1
         heapq.heappush(engine.ends, (stream.drawn_ms, self._order, stream))
 
@@ -399,15 +421,19 @@ class _Run:
                     if engine.site is site:
                         join(site, engine)
         numbers: dict[object, int] = {}
-        for thing in (*self._lanes, *self._engines):
-            thing.group = numbers.setdefault(root(thing), len(numbers))
+        for lane in self._lanes:
+            lane.group = numbers.setdefault(root(lane), len(numbers))
+        for engine in self._engines:
+            engine.group = numbers.setdefault(root(engine), len(numbers))
         self._groups = [Group() for _ in numbers]
         for lane in self._lanes:
             if lane.served or lane.homes:
                 self._groups[lane.group].jobs += lane.jobs
+        for engine in self._engines:
+            self._groups[engine.group].slots += engine.slots
         if not self._number:
             self._found.groups = self._groups
-            self._found.group_of = {(lane.band, lane.key): lane.group for lane in self._lanes}
+            self._found.group_of = {(lane.pool, lane.band, lane.key): lane.group for lane in self._lanes}
 
     def _needs(self, engine: _Engine, job: Job) -> tuple[float, float, float, Shape]:
         """Return what of an engine's time a prompt takes, and each token; how many there will be, and their shape."""
@@ -419,8 +445,11 @@ class _Run:
         prompt_ms = prompt_cost(prompt_tokens(job), rates)
         if not rates.output_ms or task_type in EMBEDDING_TASKS:
             return prompt_ms, 0.0, 0.0, UNMEASURED
-        return prompt_ms, rates.output_ms, self._costs.output_tokens(job, engine.model), self._costs.shape(
-            task_type, engine.model
+        return (
+            prompt_ms,
+            rates.output_ms,
+            self._costs.output_tokens(job, engine.model),
+            self._costs.shape(task_type, engine.model),
         )
 
     # --- starts
@@ -429,15 +458,16 @@ class _Run:
         """Give an engine's free slots away."""
         site = engine.site
         swap = self._swaps.get(site.number)
-        is_victim = swap is not None and engine in swap.victims
-        if is_victim and swap.begun:
+        if swap is not None and engine not in swap.victims:
+            swap = None
+        if swap is not None and swap.begun:
             return
         while engine.free > 0 and site.free > 0 and not site.alone:
             if self._groups[engine.group].starts >= self._most_starts:
                 return
             chosen = self._choose(engine)
             if chosen is None:
-                if is_victim and not engine.ends:
+                if swap is not None and not engine.ends:
                     self._begin(site, swap, at_ms)
                 return
             lane, flow, line, job = chosen
@@ -506,18 +536,25 @@ class _Run:
         mean = shape.mean * tokens
         if job.output_tokens:
             drawn, mean = min(drawn, job.output_tokens), min(mean, job.output_tokens)
-        stream = _Stream(job.number, at_ms, prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms)
+        stream = _Stream(job, at_ms, prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms)
         cost = self._costs.predict(job, engine.model)
         self._run(engine, lane, flow, cost, stream.drawn_ms, stream, at_ms)
         group = self._groups[engine.group]
         if not group.starts:
             group.first_ms = at_ms
-        self._note_start(engine.group, group.starts, stream)
+        self._note_start(job, engine.group, group.starts, at_ms)
         group.starts += 1
         group.last_ms = at_ms
 
     def _run(
-        self, engine: _Engine, lane: _Lane, flow: _Flow, cost: float, takes_ms: float, stream: _Stream | None, at_ms: float
+        self,
+        engine: _Engine,
+        lane: _Lane,
+        flow: _Flow,
+        cost: float,
+        takes_ms: float,
+        stream: _Stream | None,
+        at_ms: float,
     ) -> None:
         """Take a slot and charge for it."""
         flow.key += cost / flow.weight
@@ -558,13 +595,18 @@ class _Run:
             return
         stream = heapq.heappop(engine.ends)[2]
         if stream is not None:
-            self._note_end(stream, stream.end_ms(at_ms))
+            self._note_end(stream, at_ms)
         engine.free += 1
         site = engine.site
         site.free += 1
         site.alone = False
         swap = self._swaps.get(site.number)
-        if swap is not None and swap.begun and not swap.loading and not any(each.ends for each in swap.victims):
+        if (
+            swap is not None
+            and swap.begun
+            and not swap.loading
+            and not any(each.ends for each in swap.victims)
+        ):
             self._load(site, swap, at_ms)
         for each in list(self._engines):
             if each.site is site:
@@ -572,22 +614,20 @@ class _Run:
         if engine.ends:
             self._await(engine)
 
-    def _note_start(self, group: int, place: int, stream: _Stream) -> None:
-        known = self._found.jobs.get(stream.number)
+    def _note_start(self, job: Job, group: int, place: int, start_ms: float) -> None:
+        known = self._found.jobs.get(job.number)
         if known is None:
-            self._found.jobs[stream.number] = Foreseen(group, place, stream.start_ms, 0.0)
+            self._found.jobs[job.number] = Foreseen(job, group, place, start_ms)
         else:
-            known.runs += 1
-            known.place += (place - known.place) / known.runs
-            known.start_ms += (stream.start_ms - known.start_ms) / known.runs
+            known.note_start(place, start_ms)
 
-    def _note_end(self, stream: _Stream, end_ms: float) -> None:
-        known = self._found.jobs.get(stream.number)
-        if known is not None:
-            known.end_ms += (end_ms - known.end_ms) / known.runs
-        else:
-            total_ms, runs = self._found.ends_ms.get(stream.number, (0.0, 0))
-            self._found.ends_ms[stream.number] = total_ms + end_ms, runs + 1
+    def _note_end(self, stream: _Stream, at_ms: float) -> None:
+        """Note when a job of middling length would have ended where the drawn one ends at this time."""
+        took_ms = (at_ms - stream.start_ms) * stream.mean_ms / max(stream.drawn_ms, 1.0)
+        known = self._found.jobs[stream.job.number]
+        known.note_end(stream.start_ms + took_ms)
+        if known.group >= 0:
+            self._groups[known.group].runs_ms += took_ms
 
     def _close(self) -> None:
         """Note when those end that still run: slots stay taken while jobs wait; where none wait, it grows quicker."""
@@ -601,7 +641,7 @@ class _Run:
                 if group.starts == group.jobs:
                     streams -= 1
                 if stream is not None:
-                    self._note_end(stream, stream.end_ms(at_ms))
+                    self._note_end(stream, at_ms)
 
     # --- jobs that come on
 
