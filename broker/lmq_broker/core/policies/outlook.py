@@ -204,12 +204,17 @@ class _Site:
 class _Swap:
     """A model that comes at a site, and the engines that go for it."""
 
-    __slots__ = ("begun", "load_ms", "loading", "model", "victims")
+    __slots__ = ("band", "begun", "cost", "due_ms", "load_ms", "loading", "model", "most_cost", "victims")
 
-    def __init__(self, model: str, victims: "list[_Engine]", load_ms: float) -> None:
+    def __init__(self, model: str, victims: "list[_Engine]", load_ms: float, due_ms: float) -> None:
         self.model = model
         self.victims = victims
         self.load_ms = load_ms
+        self.due_ms = due_ms
+        self.band = -1
+        self.cost = 0.0
+        """Of what starts on its victims meanwhile."""
+        self.most_cost = 0.0
         self.begun = False
         self.loading = False
 
@@ -227,7 +232,7 @@ class _Engine:
     """An instance: streams in equal shares of its time."""
 
     __slots__ = (
-        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "model", "rates", "shares", "site", "slots",
+        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "loaded_ms", "model", "rates", "shares", "site", "slots",
     )  # fmt: skip
 
     def __init__(self, site: _Site, name: str, model: str, slots: int, at_ms: float) -> None:
@@ -237,6 +242,7 @@ class _Engine:
         self.slots = slots
         self.free = slots
         self.at_ms = at_ms
+        self.loaded_ms = at_ms
         self.clock = 0.0
         """Engine time that each stream has had."""
         self.ends: list[tuple[float, int, _Stream | None]] = []
@@ -347,6 +353,8 @@ class _Run:
                 each.id: _Engine(site, each.id, each.model, each.slots, 0.0)
                 for each in worker.instances.values()
             }
+            for each in worker.instances.values():
+                engines[each.id].loaded_ms = -float(self._parts.placing.memory.resident_ms(each, self._parts.now_ms))
             self._engines += engines.values()
             for lease in list(worker.leases.values()):
                 engine = engines.get(lease.instance_id)
@@ -572,6 +580,11 @@ class _Run:
         engine.free -= 1
         engine.site.free -= 1
         self._await(engine)
+        swap = self._swaps.get(engine.site.number)
+        if swap is not None and not swap.begun and swap.band == lane.band and engine in swap.victims:
+            swap.cost += cost / flow.weight
+            if swap.cost >= swap.most_cost:
+                self._expect(at_ms, engine.site)
 
     def _pace(self, engine: _Engine) -> float:
         """Return how much longer this engine takes than costs say."""
@@ -687,7 +700,7 @@ class _Run:
         group = self._groups[lane.group]
         if lane.served or group.starts >= self._most_starts or self._head(lane) is None:
             return
-        best: tuple[float, _Site, _Swap, float] | None = None
+        best: tuple[float, _Site, _Swap] | None = None
         for site, model in lane.homes:
             swap = self._swaps.get(site.number)
             if swap is not None:
@@ -698,14 +711,17 @@ class _Run:
             victims = self._victims(site, model)
             if victims is None:
                 continue
-            due_ms = at_ms + (self._patience_ms(site, lane, load_ms, at_ms) if victims else 0.0)
-            start_ms = load_ms + max(due_ms, at_ms + max((each.left_ms() for each in victims), default=0.0))
+            swap = _Swap(model, victims, load_ms, at_ms)
+            if victims:
+                self._have_patience(swap, site, lane, at_ms)
+            drained_ms = at_ms + max((each.left_ms() for each in victims), default=0.0)
+            start_ms = load_ms + max(swap.due_ms, drained_ms)
             if best is None or start_ms < best[0]:
-                best = start_ms, site, _Swap(model, victims, load_ms), due_ms
+                best = start_ms, site, swap
         if best is not None:
-            _, site, swap, due_ms = best
+            _, site, swap = best
             self._swaps[site.number] = swap
-            self._expect(due_ms, site)
+            self._expect(swap.due_ms, site)
 
     def _resume_swap(self, site: _Site) -> None:
         """Let go on what is under way at a worker: a load, or a drain."""
@@ -713,7 +729,7 @@ class _Run:
         placing = self._parts.placing
         if worker.loading_since_ms:
             load_ms = placing.memory.load_ms(worker, worker.loading)
-            swap = self._swaps[site.number] = _Swap(worker.loading, [], load_ms)
+            swap = self._swaps[site.number] = _Swap(worker.loading, [], load_ms, 0.0)
             swap.begun = swap.loading = True
             self._expect(max(0.0, worker.loading_since_ms + load_ms - self._parts.now_ms), site)
             return
@@ -721,7 +737,7 @@ class _Run:
         if known is not None:
             victims = [each for each in self._engines if each.site is site and each.id in known.victims]
             load_ms = placing.memory.load_ms(worker, known.model)
-            swap = self._swaps[site.number] = _Swap(known.model, victims, load_ms)
+            swap = self._swaps[site.number] = _Swap(known.model, victims, load_ms, 0.0)
             self._begin(site, swap, 0.0)
 
     def _victims(self, site: _Site, model: str) -> "list[_Engine] | None":
@@ -733,13 +749,18 @@ class _Run:
         ids = {each.id for each in known}
         return [each for each in here if each.id in ids] or here[:1]
 
-    def _patience_ms(self, site: _Site, lane: _Lane, load_ms: float, at_ms: float) -> float:
-        """Return for how long the loaded model is still preferred to a flow whose turn has come."""
-        patience_ms = self._parts.settings.bands[lane.band].patience * load_ms
-        if at_ms:
-            return patience_ms
-        since_ms = self._parts.placing.passed_over_since(site.worker.name, lane.band)
-        return patience_ms if since_ms is None else max(0.0, since_ms + patience_ms - self._parts.now_ms)
+    def _have_patience(self, swap: _Swap, site: _Site, lane: _Lane, at_ms: float) -> None:
+        """Say for how long, and for how much, the loaded model is still preferred to a flow whose turn has come."""
+        parts = self._parts
+        swap.band = lane.band
+        swap.most_cost = parts.settings.bands[lane.band].patience * swap.load_ms
+        swap.due_ms = at_ms + swap.most_cost
+        bypass = None if at_ms else parts.placing.bypass_at(site.worker.name, lane.band)
+        if bypass is not None:
+            swap.due_ms = max(0.0, bypass.since_ms + swap.most_cost - parts.now_ms)
+            swap.cost = bypass.cost
+        if lane.band:
+            swap.due_ms = max(swap.due_ms, max(each.loaded_ms for each in swap.victims) + swap.load_ms)
 
     def _change(self, site: _Site, at_ms: float) -> None:
         """A site's swap goes on: it is due, or its model is there."""

@@ -53,10 +53,9 @@ class Placing:
         """Return what a worker drains for; None: it does not."""
         return self._swaps.get(worker)
 
-    def passed_over_since(self, worker: str, band: int) -> int | None:
-        """Return the monotonic time since which a flow of a band is passed over at a worker; None: none is."""
-        bypass = self._bypasses.get((worker, band))
-        return None if bypass is None else bypass.since_ms
+    def bypass_at(self, worker: str, band: int) -> Bypass | None:
+        """Return since when a flow of a band is passed over at a worker; None: it is not."""
+        return self._bypasses.get((worker, band))
 
     def begin(self, now_ms: int) -> None:
         """A decision begins: nobody has been passed over in it yet."""
