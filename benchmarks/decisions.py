@@ -14,6 +14,8 @@ from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
 from lmq_broker.core.policies.base import Decision, Fleet, Policy, Spent
+from lmq_broker.core.policies.foreseen import Parts
+from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import Instance, Job, Lease as HeldLease, Worker
@@ -70,6 +72,12 @@ class Timed:
 
     def restore(self, kept: dict[str, bytes]) -> None:
         self._policy.restore(kept)
+
+    def lane_of(self, job: Job) -> tuple[str, int, LaneKey]:
+        return self._policy.lane_of(job)
+
+    def parts(self, fleet: Fleet, now: Now) -> Parts:
+        return self._policy.parts(fleet, now)
 
     def ahead(self, job: Job, fleet: Fleet) -> int:
         return self._policy.ahead(job, fleet)

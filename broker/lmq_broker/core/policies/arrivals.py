@@ -80,6 +80,11 @@ class Arrivals:
         """In the order in which they last submitted."""
         self._of_all: dict[tuple[str, int], Rate] = {}
 
+    @property
+    def size(self) -> int:
+        """How many rates there are."""
+        return len(self._rates)
+
     def note(self, source: Source, lane: LaneKey, cost: float, now_ms: int) -> None:
         """A job has come."""
         rate = self._rates.pop(source, None)

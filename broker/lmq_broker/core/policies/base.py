@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from lmq_broker.core.policies.outlook import Parts
+    from lmq_broker.core.policies.foreseen import Parts
     from lmq_broker.core.policies.places import LaneKey
     from lmq_broker.core.state import Instance, Job, Lease, Worker
     from lmq_broker.core.stimuli import Now

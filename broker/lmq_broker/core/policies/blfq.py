@@ -16,10 +16,10 @@ from lmq_broker.core.policies.arrivals import Arrivals
 from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
+from lmq_broker.core.policies.foreseen import Parts
 from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, band_of, pool_name, standing_of
 from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
-from lmq_broker.core.policies.outlook import Parts
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
 from lmq_broker.core.settings import ENGINE_TASKS, Settings
@@ -134,6 +134,10 @@ class Blfq:
         if spent.complete:
             if spent.output_tokens:
                 self._costs.learn_length(job, job.model, spent.output_tokens)
+            elif job.task_type not in ENGINE_TASKS:
+                self._costs.learn_length(job, job.model, spent.engine_ms)
+            elif not tokens and share_ms > 0:
+                self._costs.learn_untold(job, job.model, share_ms)
             if share_ms > 0 and tokens and job.model:
                 self._costs.learn_rate(
                     job.model, lease.worker, spent.prompt_tokens, spent.output_tokens, share_ms, now.mono_ms

@@ -11,7 +11,7 @@ from itertools import accumulate, repeat
 import msgspec
 
 from lmq_broker.core.policies.lengths import UNMEASURED, Shape
-from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates
 from lmq_broker.core.state import Job
 
 PROMPT_MS = 0.67
@@ -22,6 +22,8 @@ FIXED_MS = 1.0
 """Of any job: nothing is free, or a flood of empty jobs would be."""
 OUTPUT_TOKENS = 256
 """Guess for the first answer of a kind; the mean of a public replay of chats (27 users of an arena)."""
+TASK_MS = 2000.0
+"""Guess for the first own task of a kind."""
 BYTES_PER_TOKEN = 4
 HISTORY_WEIGHT = 0.9
 """Of the past when an answer's length is learnt: some ten answers count."""
@@ -39,6 +41,8 @@ _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
+TASK_RATES = Rates(0.0, 1.0)
+"""Of own tasks: their length is their time in milliseconds."""
 
 
 class Length(msgspec.Struct):
@@ -101,6 +105,8 @@ class Costs:
         """(model, endpoint) -> measured."""
         self._of_user: dict[tuple[str, str, str, int], Length] = {}
         self._of_all: dict[tuple[str, str], Length] = {}
+        self._untold: dict[tuple[str, str], Length] = {}
+        """Engine time of answers whose tokens nobody counts."""
         self._shapes: dict[tuple[str, str], Shape] = {}
 
     def rates(self, task_type: str, model: str) -> Rates:
@@ -111,6 +117,8 @@ class Costs:
         found = self._cards.get(model)
         if found is not None:
             return found[0]
+        if task_type not in ENGINE_TASKS:
+            return TASK_RATES
         return EMBEDDING_RATES if task_type in EMBEDDING_TASKS else LLM_RATES
 
     def predict(self, job: Job, model: str) -> float:
@@ -124,7 +132,10 @@ class Costs:
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
-        mean = all_had.mean if all_had is not None else float(OUTPUT_TOKENS)
+        if all_had is not None:
+            mean = all_had.mean
+        else:
+            mean = float(OUTPUT_TOKENS) if job.task_type in ENGINE_TASKS else TASK_MS
         mine = self._of_user.get(_length_key(job, model))
         if mine is not None:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
@@ -136,16 +147,39 @@ class Costs:
         found = fit.rates() if fit is not None else None
         return self.rates(task_type, model) if found is None else found
 
-    def shape(self, task_type: str, model: str) -> Shape:
-        """Return how answers fall from what was foreseen of them."""
-        return self._shapes.get((task_type, model), UNMEASURED)
+    def needs(self, job: Job, model: str, rates: Rates) -> tuple[float, float, float, Shape]:
+        """Return what of an engine's time a prompt takes, and each token; how many there will be, and their shape."""
+        kind = job.task_type, model
+        untold = self._untold.get(kind)
+        if untold is not None:
+            return 0.0, 1.0, untold.mean, self._shapes[kind]
+        prompt_ms = prompt_cost(prompt_tokens(job), rates)
+        if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
+            return prompt_ms, 0.0, 1.0, UNMEASURED
+        return prompt_ms, rates.output_ms, self.output_tokens(job, model), self._shapes.get(kind, UNMEASURED)
+
+    def learn_untold(self, job: Job, model: str, engine_ms: float) -> None:
+        """Take in how long an answer took of which nobody counted the tokens."""
+        kind = job.task_type, model
+        if kind in self._of_all:
+            return
+        untold = self._untold.get(kind)
+        if untold is None:
+            untold = self._untold[kind] = Length(engine_ms)
+        self._learn_shape(kind, engine_ms / max(untold.mean, 1.0))
+        untold.learn(engine_ms)
+
+    def _learn_shape(self, kind: tuple[str, str], ratio: float) -> None:
+        shape = self._shapes.get(kind)
+        if shape is None:
+            shape = self._shapes[kind] = Shape()
+        shape.learn(ratio)
 
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
-        """Take in how long an answer was."""
-        shape = self._shapes.get((job.task_type, model))
-        if shape is None:
-            shape = self._shapes[job.task_type, model] = Shape()
-        shape.learn(tokens / self.output_tokens(job, model))
+        """Take in how long an answer was; of an own task, its milliseconds."""
+        kind = job.task_type, model
+        self._untold.pop(kind, None)
+        self._learn_shape(kind, tokens / max(self.output_tokens(job, model), 1.0))
         key = _length_key(job, model)
         mine = self._of_user.get(key)
         if mine is None:

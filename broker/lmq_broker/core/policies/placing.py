@@ -262,11 +262,15 @@ class Placing:
         """Return T, how long a flow is passed over for the loaded model; Q too, since cost is engine time."""
         return self._settings.bands[band.index].patience * load_ms
 
-    def _lead(self, band: Band, instance: Instance) -> float:
+    def lead(self, band: Band, worker: Worker, model: str, slots: int) -> float:
         """Return H: how far beyond the flow whose turn it is another may get."""
-        load_ms = self.memory.load_ms(instance.worker, instance.model)
-        biggest = 2 * instance.slots * band.costs.at(0.99, 0.0) / min(1.0, self._settings.least_weight)
-        lead = max(4 * self._patience_ms(band, load_ms), biggest)
+        load_ms = self.memory.load_ms(worker, model)
+        biggest = 2 * slots * band.costs.at(0.99, 0.0) / min(1.0, self._settings.least_weight)
+        return max(4 * self._patience_ms(band, load_ms), biggest)
+
+    def _lead(self, band: Band, instance: Instance) -> float:
+        """Return H, and note the largest."""
+        lead = self.lead(band, instance.worker, instance.model, instance.slots)
         self.widest_lead = max(self.widest_lead, lead)
         return lead
 

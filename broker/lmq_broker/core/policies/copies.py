@@ -1,0 +1,224 @@
+"""Copies of what a policy knows, that change while a look-out is played: flows, lanes, workers, engines.
+
+No copy refers back to what refers to it: the broker runs without the cyclic garbage collector.
+"""
+
+from typing import NamedTuple
+
+from lmq_broker.core.policies.arrivals import Expected
+from lmq_broker.core.policies.lanes import Lane
+from lmq_broker.core.policies.ledger import Flow
+from lmq_broker.core.policies.lines import NEVER_MS, JobLine, Place
+from lmq_broker.core.policies.places import LaneKey
+from lmq_broker.core.settings import Rates
+from lmq_broker.core.state import Job, Worker
+
+LAST: Place = (NEVER_MS, NEVER_MS, 0)
+"""Of jobs that are still to come."""
+_FIRST_LOOK = 4
+"""Jobs of one line that are looked at first; then twice as many, and so on."""
+
+
+class FlowCopy:
+    """A flow's key as it grows, and how many jobs came on meanwhile."""
+
+    __slots__ = ("coming", "cost", "flow", "key", "weight")
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.key = flow.key
+        self.weight = flow.weight
+        self.coming = 0
+        self.cost = 0.0
+        """Of each of those."""
+
+
+class LineCopy:
+    """The jobs of one flow in one lane, a few at a time."""
+
+    __slots__ = ("_found", "_line", "_next", "_size")
+
+    def __init__(self, line: JobLine | None) -> None:
+        self._line = line
+        self._found: list[tuple[Place, Job]] = []
+        self._next = 0
+        self._size = _FIRST_LOOK
+
+    def head(self) -> tuple[Place, Job] | None:
+        """Return the first job that is left."""
+        if self._next == len(self._found):
+            if self._line is None:
+                return None
+            self._found = self._line.first(self._size, self._found[-1][0] if self._found else None)
+            self._size *= 2
+            self._next = 0
+            if not self._found:
+                self._line = None
+                return None
+        return self._found[self._next]
+
+    def take(self) -> None:
+        """Its head has started."""
+        self._next += 1
+
+
+class HeadCopy(NamedTuple):
+    """What stands first in a lane; no job: one that came on meanwhile."""
+
+    key: float
+    place: Place
+    flow: FlowCopy
+    line: LineCopy
+    job: Job | None
+
+
+class LaneCopy:
+    """A lane: its flows by key, its jobs, how many engines serve it."""
+
+    __slots__ = (
+        "band",
+        "group",
+        "heap",
+        "homes",
+        "jobs",
+        "key",
+        "lines",
+        "number",
+        "pool",
+        "served",
+        "takes_any",
+    )
+
+    def __init__(self, number: int, pool: str, band: int, lane: Lane) -> None:
+        self.number = number
+        self.pool = pool
+        self.band = band
+        self.key: LaneKey = lane.key
+        self.jobs = lane.jobs
+        self.takes_any = not lane.places.names
+        self.heap = lane.standing.entries()
+        self.lines: dict[Flow, LineCopy] = {}
+        self.served = 0
+        self.homes: list[tuple[SiteCopy, str]] = []
+        """Workers that could load a model for it, with the model's key there."""
+        self.group = -1
+
+
+class SiteCopy:
+    """A worker: the room that its engines share."""
+
+    __slots__ = ("alone", "free", "number", "worker")
+
+    def __init__(self, number: int, worker: Worker) -> None:
+        self.number = number
+        self.worker = worker
+        limit = worker.capacity.slots
+        self.free = (NEVER_MS if limit is None else limit) - len(worker.leases)
+        self.alone = worker.alone
+
+
+class Stream(NamedTuple):
+    """A job on an engine: when it started, and what it takes of the engine's time, as drawn and on average."""
+
+    job: Job
+    start_ms: float
+    drawn_ms: float
+    mean_ms: float
+
+
+class EngineCopy:
+    """An instance: streams in equal shares of its time."""
+
+    __slots__ = (
+        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "leads", "loaded_ms", "model", "rates",
+        "shares", "site", "slots",
+    )  # fmt: skip
+
+    def __init__(self, site: SiteCopy, name: str, model: str, slots: int, at_ms: float) -> None:
+        self.site = site
+        self.id = name
+        self.model = model
+        """Empty: any."""
+        self.slots = slots
+        self.free = slots
+        self.at_ms = at_ms
+        self.loaded_ms = at_ms
+        self.clock = 0.0
+        """Engine time that each stream has had."""
+        self.ends: list[tuple[float, int, Stream | None]] = []
+        """Heap of (reading of the clock at which a stream ends, order, stream); no stream: of a job that came on."""
+        self.lanes: list[LaneCopy] = []
+        self.rates: dict[tuple[str, str], Rates] = {}
+        """(task type, model) -> as measured here."""
+        self.leads: dict[int, float] = {}
+        """Band -> H."""
+        self.shares = True
+        """What runs here shares one engine; own tasks do not."""
+        self.group = -1
+        self.gone = False
+
+    def advance(self, at_ms: float) -> None:
+        """Let time pass."""
+        if self.ends:
+            passed_ms = at_ms - self.at_ms
+            self.clock += passed_ms / len(self.ends) if self.shares else passed_ms
+        self.at_ms = at_ms
+
+    def next_ms(self) -> float:
+        """Return when the next stream ends if none comes to it."""
+        left_ms = max(0.0, self.ends[0][0] - self.clock)
+        return self.at_ms + (left_ms * len(self.ends) if self.shares else left_ms)
+
+    def last_ms(self) -> float:
+        """Return when the last stream ends if none comes to it."""
+        lefts_ms = [end - self.clock for end, _, _ in self.ends]
+        if not lefts_ms:
+            return self.at_ms
+        return self.at_ms + (sum(lefts_ms) if self.shares else max(lefts_ms))
+
+    def in_order(self) -> list[tuple[float, int, Stream | None]]:
+        """Return its streams by when they end."""
+        return sorted(self.ends, key=_end_of)
+
+
+class SwapCopy:
+    """A model that comes at a site, and the engines that go for it."""
+
+    __slots__ = (
+        "band", "begun", "cost", "due_ms", "key", "load_ms", "loading", "model", "most_cost", "ready_ms",
+        "victims",
+    )  # fmt: skip
+
+    def __init__(self, model: str, victims: list[EngineCopy], load_ms: float, due_ms: float = 0.0) -> None:
+        self.model = model
+        self.victims = victims
+        self.load_ms = load_ms
+        self.due_ms = due_ms
+        self.band = -1
+        self.key = 0.0
+        """Of the flow whose turn has come."""
+        self.cost = 0.0
+        """Of what started on its victims meanwhile."""
+        self.most_cost = 0.0
+        self.begun = False
+        """Its victims are drained."""
+        self.loading = False
+        self.ready_ms = 0.0
+        """When it is there, once it is loading."""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing runs any more on what goes."""
+        return not any(each.ends for each in self.victims)
+
+
+class Guest(NamedTuple):
+    """Jobs that come on, and where they wait."""
+
+    expected: Expected
+    lane: LaneCopy
+    flow: FlowCopy
+
+
+def _end_of(entry: tuple[float, int, Stream | None]) -> float:
+    return entry[0]
