@@ -28,7 +28,7 @@ WORK_PER_MS = 5
 """One made unasked costs no more than so much a millisecond of waiting for the next: half a percent of a core."""
 STALE_MS = 10_000
 """An older one says nothing of now."""
-SLICE = 1000
+SLICE = 400
 """Work on a look-out at the end of one turn: about a millisecond."""
 SAMPLES = 500
 """Predictions that are followed up at one time."""

@@ -15,8 +15,6 @@ from lmq_broker.core.state import Job, Worker
 
 LAST: Place = (NEVER_MS, NEVER_MS, 0)
 """Of jobs that are still to come."""
-_FIRST_LOOK = 4
-"""Jobs of one line that are looked at first; then twice as many, and so on."""
 
 
 class FlowCopy:
@@ -33,29 +31,42 @@ class FlowCopy:
         """Of each of those."""
 
 
-class LineCopy:
-    """The jobs of one flow in one lane, a few at a time."""
+class Ahead:
+    """The first jobs of one flow in one lane, as many as were looked at: more of them each time. All runs share it."""
 
-    __slots__ = ("_found", "_line", "_next", "_size")
+    __slots__ = ("_line", "_looks", "jobs")
 
     def __init__(self, line: JobLine | None) -> None:
         self._line = line
-        self._found: list[tuple[Place, Job]] = []
+        self._looks = 1
+        self.jobs: list[tuple[Place, Job]] = []
+
+    def look_further(self) -> bool:
+        """Look at more of them; return whether there are any."""
+        if self._line is None:
+            return False
+        more = self._line.first(self._looks, self.jobs[-1][0] if self.jobs else None)
+        self._looks *= 2
+        if not more:
+            self._line = None
+        self.jobs += more
+        return bool(more)
+
+
+class LineCopy:
+    """What is left of those."""
+
+    __slots__ = ("_ahead", "_next")
+
+    def __init__(self, ahead: Ahead) -> None:
+        self._ahead = ahead
         self._next = 0
-        self._size = _FIRST_LOOK
 
     def head(self) -> tuple[Place, Job] | None:
         """Return the first job that is left."""
-        if self._next == len(self._found):
-            if self._line is None:
-                return None
-            self._found = self._line.first(self._size, self._found[-1][0] if self._found else None)
-            self._size *= 2
-            self._next = 0
-            if not self._found:
-                self._line = None
-                return None
-        return self._found[self._next]
+        if self._next < len(self._ahead.jobs) or self._ahead.look_further():
+            return self._ahead.jobs[self._next]
+        return None
 
     def take(self) -> None:
         """Its head has started."""
@@ -130,7 +141,7 @@ class EngineCopy:
     """An instance: streams in equal shares of its time."""
 
     __slots__ = (
-        "at_ms", "clock", "ends", "free", "gone", "group", "id", "lanes", "leads", "loaded_ms", "model", "rates",
+        "at_ms", "awaited", "clock", "ends", "free", "group", "id", "lanes", "leads", "loaded_ms", "model", "rates",
         "shares", "site", "slots",
     )  # fmt: skip
 
@@ -155,7 +166,8 @@ class EngineCopy:
         self.shares = True
         """What runs here shares one engine; own tasks do not."""
         self.group = -1
-        self.gone = False
+        self.awaited = 0
+        """Order of the event that stands for its next end: others are out of date."""
 
     def advance(self, at_ms: float) -> None:
         """Let time pass."""

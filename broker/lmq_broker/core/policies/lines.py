@@ -94,6 +94,8 @@ class JobLine:
 
     def first(self, count: int, after: Place | None) -> list[tuple[Place, Job]]:
         """Return the first jobs beyond a place, in order; fewer if many that left lie between."""
+        if count == 1 and after is None:
+            return [self.head()] if self.size else []
         found = heapq.merge(self._in_line(), self._in_heap())
         looks = islice(found, 4 * count + _LOOKS)
         waiting = (

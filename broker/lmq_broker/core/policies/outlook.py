@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from lmq_broker.core.policies.arrivals import Expected
 from lmq_broker.core.policies.copies import (
     LAST,
+    Ahead,
     EngineCopy,
     FlowCopy,
     Guest,
@@ -31,7 +32,7 @@ from lmq_broker.core.policies.lanes import Lane
 from lmq_broker.core.policies.ledger import Flow
 from lmq_broker.core.policies.lengths import Shape, even_draw
 from lmq_broker.core.policies.lines import NEVER_MS
-from lmq_broker.core.policies.places import is_reachable
+from lmq_broker.core.policies.places import LaneKey, is_reachable
 from lmq_broker.core.settings import ENGINE_TASKS
 from lmq_broker.core.state import Job, Lease
 
@@ -48,26 +49,33 @@ _EVENT_WORK = 4
 """Of what happens, beside looks."""
 LOADED_SLOTS = 4
 """Of a model that is loaded for jobs: what an endpoint gives one by default."""
-_SLACK_MS = 1e-6
-"""For what rounding leaves of a stream."""
 
 
 def look_out(parts: Parts, found: Outlook) -> Iterator[int]:
     """Play the next starts and note what comes of it; yield, bit by bit, how much work it was."""
     expected = parts.arrivals.expected(parts.now_ms)
     yield parts.arrivals.size
+    seen: dict[tuple[Flow, LaneKey], Ahead] = {}
     for number in range(RUNS):
-        yield from _Run(parts, expected, found, number).play()
+        yield from _Run(parts, expected, found, number, seen).play()
 
 
 class _Run:
     """One run with its draws."""
 
-    def __init__(self, parts: Parts, expected: list[Expected], found: Outlook, number: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        expected: list[Expected],
+        found: Outlook,
+        number: int,
+        seen: dict[tuple[Flow, LaneKey], Ahead],
+    ) -> None:
         self._parts = parts
         self._expected = expected
         self._found = found
         self._number = number
+        self._seen = seen
         self._most_starts = FEWER_STARTS if number else STARTS
         self._sites: list[SiteCopy] = []
         self._at: list[list[EngineCopy]] = []
@@ -81,6 +89,9 @@ class _Run:
         self._owed: dict[tuple[str, int], float] = {}
         """(pool, band) -> of its least share, where that is another by now."""
         self._groups: list[Group] = []
+        self._unfinished = 0
+        """Groups of which more starts are to be played."""
+        self._turn_costs: dict[tuple[str, int], float] = {}
         self._events: list[tuple[float, int, EngineCopy | SiteCopy | Guest]] = []
         """Heap of (time, order, where something happens)."""
         self._order = 0
@@ -110,8 +121,10 @@ class _Run:
             yield
         self._invite()
         while self._events and not self._is_over():
-            at_ms, _, thing = heapq.heappop(self._events)
+            at_ms, order, thing = heapq.heappop(self._events)
             if isinstance(thing, EngineCopy):
+                if order != thing.awaited:
+                    continue
                 self._end_next(thing, at_ms)
             elif isinstance(thing, SiteCopy):
                 self._change(thing, at_ms)
@@ -124,7 +137,12 @@ class _Run:
         """Tell whether no more starts are to be played."""
         if self._work >= WORK:
             return True
-        return not any(group.starts < min(self._most_starts, group.jobs) for group in self._groups)
+        return not self._unfinished
+
+    def _await(self, engine: EngineCopy) -> None:
+        """Wait for the next end on an engine, instead of what was waited for there."""
+        engine.awaited = self._order + 1
+        self._expect(engine.next_ms(), engine)
 
     def _expect(self, at_ms: float, thing: EngineCopy | SiteCopy | Guest) -> None:
         self._order += 1
@@ -151,7 +169,7 @@ class _Run:
                     self._work += _EVENT_WORK
             for engine in engines.values():
                 if engine.ends:
-                    self._expect(engine.next_ms(), engine)
+                    self._await(engine)
             yield
 
     def _resume(self, engine: EngineCopy, lease: Lease) -> None:
@@ -236,6 +254,7 @@ class _Run:
                 engine.group = numbers.get(root(engine), -1)
                 if engine.group >= 0:
                     self._groups[engine.group].slots += engine.slots
+        self._unfinished = sum(group.jobs > 0 for group in self._groups)
         if not self._number:
             self._found.groups = self._groups
             self._found.group_of = {(lane.pool, lane.band, lane.key): lane.group for lane in self._lanes}
@@ -295,9 +314,18 @@ class _Run:
 
     def _rank(self, lane: LaneCopy) -> int:
         """Return when a lane's band has its turn: those to whom their share is owed come first."""
-        band = self._parts.pools[lane.pool].bands[lane.band]
-        owed = self._owed.get((lane.pool, lane.band), band.owed)
-        return lane.band - len(self._parts.settings.bands) if owed and owed >= band.turn_cost else lane.band
+        key = lane.pool, lane.band
+        owed = self._owed.get(key)
+        if owed is None:
+            owed = self._parts.pools[lane.pool].bands[lane.band].owed
+        is_its_turn = owed and owed >= self._turn_cost(key)
+        return lane.band - len(self._parts.settings.bands) if is_its_turn else lane.band
+
+    def _turn_cost(self, key: tuple[str, int]) -> float:
+        found = self._turn_costs.get(key)
+        if found is None:
+            found = self._turn_costs[key] = self._parts.pools[key[0]].bands[key[1]].turn_cost
+        return found
 
     def _head(self, lane: LaneCopy) -> HeadCopy | None:
         """Return what stands first in a lane."""
@@ -310,7 +338,7 @@ class _Run:
                 continue
             line = lane.lines.get(flow)
             if line is None:
-                line = lane.lines[flow] = LineCopy(flow.lines.get(lane.key))
+                line = lane.lines[flow] = LineCopy(self._ahead(flow, lane.key))
             head = line.head()
             if head is not None:
                 return HeadCopy(noted, head[0], mine, line, head[1])
@@ -318,6 +346,12 @@ class _Run:
                 return HeadCopy(noted, LAST, mine, line, None)
             heapq.heappop(heap)
         return None
+
+    def _ahead(self, flow: Flow, key: LaneKey) -> Ahead:
+        found = self._seen.get((flow, key))
+        if found is None:
+            found = self._seen[flow, key] = Ahead(flow.lines.get(key))
+        return found
 
     def _flow(self, flow: Flow) -> FlowCopy:
         found = self._flows.get(flow)
@@ -341,6 +375,8 @@ class _Run:
         self._note_start(job, engine.group, group.starts, at_ms)
         group.starts += 1
         group.last_ms = at_ms
+        if group.starts == min(self._most_starts, group.jobs):
+            self._unfinished -= 1
 
     def _occupy(
         self,
@@ -361,14 +397,14 @@ class _Run:
                 if owed.get(key, band.owed):
                     owed[key] = max(0.0, owed.get(key, band.owed) - cost)
             elif band.share and band.waits:
-                owed[key] = min(owed.get(key, band.owed) + band.share * cost, 4 * band.turn_cost)
+                owed[key] = min(owed.get(key, band.owed) + band.share * cost, 4 * self._turn_cost(key))
         engine.advance(at_ms)
         engine.shares = lane.key[1] in ENGINE_TASKS
         self._order += 1
         heapq.heappush(engine.ends, (engine.clock + takes_ms, self._order, stream))
         engine.free -= 1
         engine.site.free -= 1
-        self._expect(engine.next_ms(), engine)
+        self._await(engine)
         swap = self._swaps.get(engine.site.number)
         if swap is not None and not swap.begun and swap.band == lane.band and engine in swap.victims:
             swap.cost += cost / flow.weight
@@ -383,12 +419,8 @@ class _Run:
         return here / told if here and told else 1.0
 
     def _end_next(self, engine: EngineCopy, at_ms: float) -> None:
-        """End the stream of an engine that is due, if none has come to it meanwhile."""
-        if engine.gone or not engine.ends:
-            return
+        """End the stream of an engine that is due."""
         engine.advance(at_ms)
-        if engine.ends[0][0] > engine.clock + _SLACK_MS:
-            return
         stream = heapq.heappop(engine.ends)[2]
         if stream is not None:
             self._note_end(stream, at_ms)
@@ -399,10 +431,10 @@ class _Run:
         swap = self._swaps.get(site.number)
         if swap is not None and swap.begun and not swap.loading and swap.is_drained:
             self._load(site, swap, at_ms)
+        if engine.ends:
+            self._await(engine)
         for each in list(self._at[site.number]):
             self._fill(each, at_ms)
-        if engine.ends:
-            self._expect(engine.next_ms(), engine)
 
     def _note_start(self, job: Job, group: int, place: int, start_ms: float) -> None:
         known = self._found.jobs.get(job.number)
@@ -598,7 +630,6 @@ class _Run:
         """A model is there, and those that went for it are gone."""
         del self._swaps[site.number]
         for victim in swap.victims:
-            victim.gone = True
             self._at[site.number].remove(victim)
             for lane in victim.lanes:
                 self._serving[lane.number].remove(victim)
