@@ -14,6 +14,7 @@ from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
 from lmq_broker.core.policies.base import Decision, Fleet, Policy, Spent
+from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.foreseen import Parts
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.recover import Memory, recover
@@ -79,8 +80,8 @@ class Timed:
     def parts(self, fleet: Fleet, now: Now) -> Parts:
         return self._policy.parts(fleet, now)
 
-    def ahead(self, job: Job, fleet: Fleet) -> int:
-        return self._policy.ahead(job, fleet)
+    def crowd(self, job: Job, fleet: Fleet) -> Crowd:
+        return self._policy.crowd(job, fleet)
 
     def waiting_for(self, model: str) -> int:
         return self._policy.waiting_for(model)

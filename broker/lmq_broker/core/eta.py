@@ -11,8 +11,10 @@ import msgspec
 from lmq_broker.core import leases
 from lmq_broker.core.intervals import Interval
 from lmq_broker.core.policies.base import Spent
+from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.foreseen import Outlook
 from lmq_broker.core.policies.outlook import look_out
+from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.state import BrokerState, Job, Lease
 from lmq_broker.core.stimuli import Now
 from lmq_proto.states import FINAL, State
@@ -68,6 +70,8 @@ class Eta:
         """Of each group, by rank: 1 for each job that has not started since."""
         self._ranks: dict[int, tuple[int, int]] = {}
         """Job -> (group, rank)."""
+        self._crowds: dict[tuple[str, int, LaneKey], Crowd] = {}
+        """Of this turn, by lane: a page of jobs asks for each of them again."""
         # Until twenty of each are known. Waits of a public replay of chats fell between these in nine of ten cases, and
         # so did its answers; too wide a range costs less trust than one that does not hold.
         self.starts = Interval((0.2, 3.0))
@@ -83,7 +87,7 @@ class Eta:
         self._asked = True
         rank = self._ranks.get(job.number) if self._is_of_now(now) else None
         if rank is None:
-            return state.policy.ahead(job, leases.fleet(state))
+            return self._reckoned_ahead(state, job)
         return sum(self._waiting[rank[0]][: rank[1]])
 
     def waits(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[Seconds, Seconds] | None:
@@ -114,6 +118,13 @@ class Eta:
             each.end_ms for each in self.outlook.jobs.values() if not user or each.job.user == user
         )
         return max(0.0, ends_ms[count - 1] - self._age_ms(now)) if count <= len(ends_ms) else None
+
+    def _reckoned_ahead(self, state: BrokerState, job: Job) -> int:
+        lane = state.policy.lane_of(job)
+        crowd = self._crowds.get(lane)
+        if crowd is None:
+            crowd = self._crowds[lane] = state.policy.crowd(job, leases.fleet(state))
+        return crowd.ahead_of(job)
 
     def _times_ms(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[float, float] | None:
         """Return when a ready job would start and end, from now on."""
@@ -168,6 +179,7 @@ class Eta:
 
     def look_out(self, state: BrokerState, now: Now) -> bool:
         """Go on looking out, or begin, if there is cause to; return whether more is to be done."""
+        self._crowds.clear()
         if self._steps is None:
             if not self._is_due(state, now):
                 return False

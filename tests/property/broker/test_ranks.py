@@ -37,7 +37,8 @@ def test_jobs_start_by_priority_then_arrival_and_ahead_says_how_many_before(
     left = [str(at) for at in range(len(priorities)) if str(at) not in names]
     expected = sorted(left, key=lambda name: (-priorities[int(name)], int(name)))
     broker.worker(idle("w1", slots=0))
-    ahead = {name: broker.state.policy.ahead(broker.job(name), fleet(broker.state)) for name in left}
+    policy, view = broker.state.policy, fleet(broker.state)
+    ahead = {name: policy.crowd(broker.job(name), view).ahead_of(broker.job(name)) for name in left}
     assert ahead == {name: at for at, name in enumerate(expected)}
     broker.worker(idle("w1", request_id=2))
     order: list[str] = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from lmq_broker.core.policies.crowd import Crowd
     from lmq_broker.core.policies.foreseen import Parts
     from lmq_broker.core.policies.places import LaneKey
     from lmq_broker.core.state import Instance, Job, Lease, Worker
@@ -112,8 +113,8 @@ class Policy(Protocol):
     def parts(self, fleet: Fleet, now: "Now") -> "Parts":
         """Return what it knows, for who looks out; nothing of it is changed."""
 
-    def ahead(self, job: "Job", fleet: Fleet) -> int:
-        """Return how many ready jobs would start before this ready one if nothing else came."""
+    def crowd(self, job: "Job", fleet: Fleet) -> "Crowd":
+        """Return who stands before the jobs of this ready job's lane, as of now."""
 
     def waiting_for(self, model: str) -> int:
         """Return how many ready jobs name this model (normal form)."""

@@ -15,10 +15,11 @@ from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.arrivals import Arrivals
 from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
+from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
 from lmq_broker.core.policies.foreseen import Parts
 from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, band_of, pool_name, standing_of
-from lmq_broker.core.policies.ledger import Band, Flow
+from lmq_broker.core.policies.ledger import EVERYBODY, Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
@@ -28,8 +29,6 @@ from lmq_broker.core.stimuli import Now
 
 _SEPARATOR = "\t"
 """In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
-_ALL = ""
-"""The one flow of everybody, where users do not share."""
 
 
 class Blfq:
@@ -83,7 +82,7 @@ class Blfq:
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
         pool, index = self._pool(job), self._band_of[job.priority]
-        flow = pool.bands[index].flows[job.user if self._settings.shares else _ALL]
+        flow = pool.bands[index].flows[job.user if self._settings.shares else EVERYBODY]
         line = self._homes[job.number]
         line.remove(job)
         lane = pool.lanes[index][line.key]
@@ -213,33 +212,10 @@ class Blfq:
             self._settings, self._pools, self._costs, self._placing, self._arrivals, fleet, now.mono_ms
         )
 
-    def ahead(self, job: Job, fleet: Fleet) -> int:
-        """Estimate how many ready jobs start before this one: as fair shares flow, if nothing else came."""
-        pool, index = self._pool(job), self._band_of[job.priority]
-        own = self._homes[job.number]
-        places = {id(place) for place in self._places[own.key].loaded(fleet)}
-        competing = {
-            key
-            for key, each in self._places.items()
-            if key == own.key or self._compete(each, own.key, places, fleet)
-        }
-        stricter = sum(
-            lane.jobs for lanes in pool.lanes[:index] for key, lane in lanes.items() if key in competing
-        )
-        band = pool.bands[index]
-        flow = band.flows[job.user if self._settings.shares else _ALL]
-        mine = sum(
-            line.before(job.priority, job.order) for key, line in flow.lines.items() if key in competing
-        )
-        cost = max(pool.lanes[index][own.key].mean_cost, 1.0)
-        tag = flow.key + mine * cost / flow.weight
-        others = 0.0
-        for other in band.flows.values():
-            if other is flow or not other.queued:
-                continue
-            waiting = sum(line.size for key, line in other.lines.items() if key in competing)
-            others += min(float(waiting), max(0.0, (tag - other.key) * other.weight / cost + 1.0))
-        return stricter + mine + int(others)
+    def crowd(self, job: Job, fleet: Fleet) -> Crowd:
+        """Return who stands before the jobs of a ready job's lane."""
+        own = self._homes[job.number].key
+        return Crowd(self._pool(job), self._band_of[job.priority], own, self._places, fleet)
 
     def waiting_for(self, model: str) -> int:
         """Sum the lanes that name the model."""
@@ -278,7 +254,7 @@ class Blfq:
 
     def _flow(self, band: Band, user: str) -> Flow:
         if not self._settings.shares:
-            return band.flow(_ALL, 1.0)
+            return band.flow(EVERYBODY, 1.0)
         return band.flow(user, self._settings.weights.get(user, 1.0))
 
     def _charge(self, lease: Lease, instance: Instance | None, now_ms: int) -> None:
@@ -345,13 +321,6 @@ class Blfq:
             elif decision is not None:
                 return decision
         return waiting
-
-    def _compete(self, other: Places, own: LaneKey, own_places: set[int], fleet: Fleet) -> bool:
-        """Tell whether two lanes want the same places; where neither has one, the same queue."""
-        loaded = other.loaded(fleet)
-        if loaded and own_places:
-            return any(id(place) in own_places for place in loaded)
-        return other.key[0] == own[0]
 
 
 def _run_key(lease: Lease) -> RunKey:

@@ -14,6 +14,8 @@ from lmq_broker.core.policies.costs import Quantiles
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey
 
+EVERYBODY = ""
+"""The one flow of all, where users do not share."""
 FLOWS = 100_000
 """Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
 
