@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import msgspec
 
 from lmq_broker.core import leases
-from lmq_broker.core.intervals import Interval
+from lmq_broker.core.chronicle import Out
+from lmq_broker.core.intervals import Interval, Range
 from lmq_broker.core.policies.base import Spent
 from lmq_broker.core.policies.crowd import Crowd
-from lmq_broker.core.policies.foreseen import Outlook
+from lmq_broker.core.policies.foreseen import Foreseen, Outlook
 from lmq_broker.core.policies.outlook import look_out
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.state import BrokerState, Job, Lease
@@ -33,27 +34,57 @@ STALE_MS = 10_000
 SLICE = 400
 """Work on a look-out at the end of one turn: about a millisecond."""
 SAMPLES = 500
-"""Predictions that are followed up at one time."""
+"""Predictions of one kind that are followed up at one time."""
+DEFAULT = (0.2, 3.0)
+"""Until twenty are known. Nine in ten waits of a public replay of chats, and of its answers, fell between these parts
+of what was foreseen; too wide a range costs less trust than one that does not hold."""
 
 
-class Sample(msgspec.Struct):
-    """What was first said of a job."""
+class Said(msgspec.Struct):
+    """A prediction, and the range that was told."""
 
-    job: Job
-    said_ms: int
+    at_ms: int
     """Monotonic."""
-    start_ms: float
-    start_range_ms: tuple[float, float]
-    end_ms: float
-    end_range_ms: tuple[float, float]
+    ms: float
+    range_ms: Range
 
 
-class Running(msgspec.Struct):
-    """What was said of a job that runs."""
+class Record:
+    """What was first said of jobs in one respect, and how well such words held."""
 
-    said_ms: int
-    end_ms: float
-    range_ms: tuple[float, float]
+    __slots__ = ("_interval", "_said")
+
+    def __init__(self) -> None:
+        self._interval = Interval(DEFAULT)
+        self._said: dict[int, tuple[Job, Said]] = {}
+
+    def around_ms(self, predicted_ms: float) -> Range:
+        """Return the range that holds nine times in ten."""
+        return self._interval.around_ms(predicted_ms)
+
+    def follow(self, job: Job, predicted_ms: float, now: Now) -> None:
+        """Note what is said of a job of which nothing was said yet, as far as there is room.
+
+        Those that are followed stay: to give way to newer ones would forget those that wait longest.
+        """
+        if job.number not in self._said and len(self._said) < SAMPLES:
+            self._said[job.number] = job, Said(now.mono_ms, predicted_ms, self.around_ms(predicted_ms))
+
+    def came(self, job: Job, now: Now) -> None:
+        """It has come about."""
+        found = self._said.pop(job.number, None)
+        if found is not None:
+            said = found[1]
+            self._interval.learn(said.ms, said.range_ms, now.mono_ms - said.at_ms)
+
+    def drop(self, job: Job) -> None:
+        """It will not come about, or not as it was foreseen."""
+        self._said.pop(job.number, None)
+
+    def drop_ended(self) -> None:
+        """Forget jobs that ended without it: cancelled before their start."""
+        for number in [number for number, (job, _) in self._said.items() if job.state in FINAL]:
+            del self._said[number]
 
 
 class Eta:
@@ -72,23 +103,27 @@ class Eta:
         """Job -> (group, rank)."""
         self._crowds: dict[tuple[str, int, LaneKey], Crowd] = {}
         """Of this turn, by lane: a page of jobs asks for each of them again."""
-        # Until twenty of each are known. Waits of a public replay of chats fell between these in nine of ten cases, and
-        # so did its answers; too wide a range costs less trust than one that does not hold.
-        self.starts = Interval((0.2, 3.0))
-        self.ends = Interval((0.2, 3.0))
-        self.runs = Interval((0.2, 3.0))
-        self._samples: dict[int, Sample] = {}
-        self._running: dict[int, Running] = {}
+        self._told_ahead: dict[int, int] = {}
+        """Job -> what its followers were last told."""
+        self._starts = Record()
+        self._reckoned_starts = Record()
+        """Of jobs that were not played: they came since, or are too far away."""
+        self._ends = Record()
+        self._runs = Record()
+        """Ends of jobs that run already."""
 
     # --- asked -------------------------------------------------------------------------------------------------------
 
     def ahead(self, state: BrokerState, job: Job, now: Now) -> int:
         """Return how many jobs start before a ready one: as last seen, or as shares stand."""
         self._asked = True
-        rank = self._ranks.get(job.number) if self._is_of_now(now) else None
-        if rank is None:
-            return self._reckoned_ahead(state, job)
-        return sum(self._waiting[rank[0]][: rank[1]])
+        if self._is_of_now(now) and job.number in self._ranks:
+            return self._seen_ahead(job.number)
+        lane = state.policy.lane_of(job)
+        crowd = self._crowds.get(lane)
+        if crowd is None:
+            crowd = self._crowds[lane] = state.policy.crowd(job, leases.fleet(state))
+        return crowd.ahead_of(job)
 
     def waits(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[Seconds, Seconds] | None:
         """Return when a ready job starts and when it is done; None if nothing says so."""
@@ -96,18 +131,33 @@ class Eta:
         hold = state.queue_holds.get(job.queue)
         if not self._is_of_now(now) or (hold is not None and hold.kind == "pause"):
             return None
-        times = self._times_ms(state, job, ahead, now)
-        if times is None:
-            return None
-        start, end = self.starts.around_ms(times[0]), self.ends.around_ms(times[1])
+        known = self.outlook.jobs.get(job.number)
+        if known is not None and known.group >= 0:
+            start_ms, end_ms = self._left_ms(known, now)
+            start = self._starts.around_ms(start_ms)
+        else:
+            group = self.outlook.group_at(state.policy.lane_of(job))
+            if group is None or not group.starts:
+                return None
+            start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - self._age_ms(now))
+            end_ms = start_ms + group.runs_ms / group.starts
+            start = self._reckoned_starts.around_ms(start_ms)
+            self._reckoned_starts.follow(job, start_ms, now)
+        end = self._ends.around_ms(end_ms)
         # It cannot be done before it starts.
         return _seconds(start), _seconds((max(start[0], end[0]), max(start[1], end[1])))
 
     def runs_for(self, lease: Lease, now: Now) -> Seconds | None:
         """Return when a running job is done; None if nothing says so."""
         self._asked = True
-        left_ms = self._left_ms(lease, now)
-        return None if left_ms is None else _seconds(self.runs.around_ms(left_ms))
+        known = self.outlook.jobs.get(lease.job.number)
+        if known is None or not self._is_of_now(now):
+            return None
+        if known.group < 0:
+            left_ms = self._left_ms(known, now)[1]
+        else:
+            left_ms = max(0.0, known.end_ms - known.start_ms - (now.mono_ms - lease.granted_ms))
+        return _seconds(self._runs.around_ms(left_ms))
 
     def room_in_ms(self, count: int, user: str, now: Now) -> float | None:
         """Return when so many jobs have ended, of one user or (empty) of all; None if nothing says so."""
@@ -119,32 +169,14 @@ class Eta:
         )
         return max(0.0, ends_ms[count - 1] - self._age_ms(now)) if count <= len(ends_ms) else None
 
-    def _reckoned_ahead(self, state: BrokerState, job: Job) -> int:
-        lane = state.policy.lane_of(job)
-        crowd = self._crowds.get(lane)
-        if crowd is None:
-            crowd = self._crowds[lane] = state.policy.crowd(job, leases.fleet(state))
-        return crowd.ahead_of(job)
+    def _seen_ahead(self, number: int) -> int:
+        group, rank = self._ranks[number]
+        return sum(self._waiting[group][:rank])
 
-    def _times_ms(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[float, float] | None:
-        """Return when a ready job would start and end, from now on."""
+    def _left_ms(self, known: Foreseen, now: Now) -> tuple[float, float]:
+        """Return how long it still is to a job's start and end."""
         age_ms = self._age_ms(now)
-        known = self.outlook.jobs.get(job.number)
-        if known is not None and known.group >= 0:
-            return max(0.0, known.start_ms - age_ms), max(0.0, known.end_ms - age_ms)
-        group = self.outlook.group_at(state.policy.lane_of(job))
-        if group is None or not group.starts:
-            return None
-        start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - age_ms)
-        return start_ms, start_ms + group.runs_ms / group.starts
-
-    def _left_ms(self, lease: Lease, now: Now) -> float | None:
-        known = self.outlook.jobs.get(lease.job.number) if self._is_of_now(now) else None
-        if known is None:
-            return None
-        if known.group < 0:
-            return max(0.0, known.end_ms - self._age_ms(now))
-        return max(0.0, known.end_ms - known.start_ms - (now.mono_ms - lease.granted_ms))
+        return max(0.0, known.start_ms - age_ms), max(0.0, known.end_ms - age_ms)
 
     def _age_ms(self, now: Now) -> int:
         return now.mono_ms - self.outlook.made_ms
@@ -159,25 +191,20 @@ class Eta:
         rank = self._ranks.get(job.number)
         if rank is not None:
             self._waiting[rank[0]][rank[1]] = 0
-        sample = self._samples.get(job.number)
-        if sample is not None and sample.start_ms >= 0:
-            self.starts.learn(sample.start_ms, sample.start_range_ms, now.mono_ms - sample.said_ms)
-            sample.start_ms = -1.0
+        self._starts.came(job, now)
+        self._reckoned_starts.came(job, now)
 
     def closed(self, lease: Lease, spent: Spent, now: Now) -> None:
         """A lease is over: did it take as long as was said? One that was broken off says nothing of that."""
-        sample = self._samples.pop(lease.job.number, None)
-        running = self._running.pop(lease.job.number, None)
-        if not spent.complete:
-            return
-        if sample is not None:
-            self.ends.learn(sample.end_ms, sample.end_range_ms, now.mono_ms - sample.said_ms)
-        if running is not None:
-            self.runs.learn(running.end_ms, running.range_ms, now.mono_ms - running.said_ms)
+        for record in (self._ends, self._runs):
+            if spent.complete:
+                record.came(lease.job, now)
+            else:
+                record.drop(lease.job)
 
     # --- looking out -------------------------------------------------------------------------------------------------
 
-    def look_out(self, state: BrokerState, now: Now) -> bool:
+    def look_out(self, state: BrokerState, out: Out, now: Now) -> bool:
         """Go on looking out, or begin, if there is cause to; return whether more is to be done."""
         self._crowds.clear()
         if self._steps is None:
@@ -193,7 +220,10 @@ class Eta:
             if self._work - before >= SLICE:
                 return True
         self._steps = None
-        self._take_over(state, now)
+        self.outlook = self._draft
+        self._rank()
+        self._follow_up(now)
+        self._tell_followers(state, out)
         return False
 
     def _is_due(self, state: BrokerState, now: Now) -> bool:
@@ -205,47 +235,42 @@ class Eta:
         is_time = age_ms >= max(EVERY_MS, self._work // WORK_PER_MS)
         return is_time and any(queue.counts[State.READY] for queue in state.queues.values())
 
-    def _take_over(self, state: BrokerState, now: Now) -> None:
-        """Take what was found for what is known, and note some of it to learn from."""
-        outlook = self.outlook = self._draft
-        ranked: list[list[tuple[float, int]]] = [[] for _ in outlook.groups]
-        for number, each in outlook.jobs.items():
-            if each.group >= 0:
+    def _rank(self) -> None:
+        """Put the jobs of each group in the order of their starts."""
+        ranked: list[list[tuple[float, int]]] = [[] for _ in self.outlook.groups]
+        for number, each in self.outlook.jobs.items():
+            if each.group >= 0 and each.job.state is State.READY:
                 ranked[each.group].append((each.place, number))
         self._ranks = {}
-        self._waiting = []
         for group, places in enumerate(ranked):
             places.sort()
-            self._waiting.append(bytearray(b"\1") * len(places))
             for rank, (_, number) in enumerate(places):
                 self._ranks[number] = group, rank
-                if outlook.jobs[number].job.state is not State.READY:
-                    self._waiting[group][rank] = 0
-        self._follow_up(now)
+        self._waiting = [bytearray(b"\1") * len(places) for places in ranked]
 
     def _follow_up(self, now: Now) -> None:
-        """Note what is said of jobs of which nothing was said yet; forget those that ended before their start."""
-        for number in [number for number, sample in self._samples.items() if sample.job.state in FINAL]:
-            del self._samples[number]
-        age_ms = self._age_ms(now)
-        for number, each in self.outlook.jobs.items():
-            end_ms = max(0.0, each.end_ms - age_ms)
-            if each.group < 0:
-                if (
-                    number not in self._running
-                    and len(self._running) < SAMPLES
-                    and each.job.lease is not None
-                ):
-                    self._running[number] = Running(now.mono_ms, end_ms, self.runs.around_ms(end_ms))
-            elif (
-                each.job.state is State.READY and number not in self._samples and len(self._samples) < SAMPLES
-            ):
-                start_ms = max(0.0, each.start_ms - age_ms)
-                start_range_ms = self.starts.around_ms(start_ms)
-                self._samples[number] = Sample(
-                    each.job, now.mono_ms, start_ms, start_range_ms, end_ms, self.ends.around_ms(end_ms)
-                )
+        """Note what is said now of jobs of which nothing was said yet."""
+        for record in (self._starts, self._reckoned_starts, self._ends):
+            record.drop_ended()
+        for each in self.outlook.jobs.values():
+            start_ms, end_ms = self._left_ms(each, now)
+            if each.job.state is State.READY and each.group >= 0:
+                self._starts.follow(each.job, start_ms, now)
+                self._ends.follow(each.job, end_ms, now)
+            elif each.job.lease is not None and each.group < 0:
+                self._runs.follow(each.job, end_ms, now)
+
+    def _tell_followers(self, state: BrokerState, out: Out) -> None:
+        """Put on the channels of jobs that somebody follows how many are ahead, where that has changed."""
+        told = {}
+        for number in self._ranks:
+            job = self.outlook.jobs[number].job
+            if job.id in state.followers:
+                told[number] = ahead = self._seen_ahead(number)
+                if self._told_ahead.get(number) != ahead:
+                    leases.publish_progress(state, out, job, ahead)
+        self._told_ahead = told
 
 
-def _seconds(times_ms: tuple[float, float]) -> Seconds:
+def _seconds(times_ms: Range) -> Seconds:
     return round(times_ms[0] / 1000, 1), round(times_ms[1] / 1000, 1)

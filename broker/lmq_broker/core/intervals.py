@@ -10,6 +10,8 @@ Source: adaptive conformal inference (Gibbs & Candes, NeurIPS 2021), with both t
 import bisect
 from collections import deque
 
+Range = tuple[float, float]
+
 MISSES = 0.1
 """Of all ranges: so many may miss."""
 GAMMA = 0.02
@@ -30,7 +32,7 @@ class Interval:
 
     __slots__ = ("_alpha", "_default", "_newest", "_sorted")
 
-    def __init__(self, default: tuple[float, float]) -> None:
+    def __init__(self, default: Range) -> None:
         """Make one that has seen nothing.
 
         Args:
@@ -41,13 +43,13 @@ class Interval:
         self._sorted: list[float] = []
         self._alpha = MISSES
 
-    def around_ms(self, predicted_ms: float) -> tuple[float, float]:
+    def around_ms(self, predicted_ms: float) -> Range:
         """Return the range that holds nine times in ten."""
         low, high = self._ratios()
         base_ms = max(0.0, predicted_ms) + ONE_MS
         return max(0.0, base_ms * low - ONE_MS), max(0.0, base_ms * high - ONE_MS)
 
-    def learn(self, predicted_ms: float, range_ms: tuple[float, float], actual_ms: float) -> None:
+    def learn(self, predicted_ms: float, range_ms: Range, actual_ms: float) -> None:
         """Take in what became of a prediction and of the range that was told."""
         held = range_ms[0] <= actual_ms <= range_ms[1]
         alpha = self._alpha + GAMMA * (MISSES - (0.0 if held else 1.0))
@@ -58,7 +60,7 @@ class Interval:
         if len(self._newest) > WINDOW:
             del self._sorted[bisect.bisect_left(self._sorted, self._newest.popleft())]
 
-    def _ratios(self) -> tuple[float, float]:
+    def _ratios(self) -> Range:
         scores = self._sorted
         count = len(scores)
         if count < LEAST:

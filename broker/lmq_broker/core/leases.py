@@ -168,11 +168,11 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
             publish_progress(state, out, job)
 
 
-def publish_progress(state: BrokerState, out: Out, job: Job) -> None:
-    """Put where a job is on its channel."""
+def publish_progress(state: BrokerState, out: Out, job: Job, ahead: int | None = None) -> None:
+    """Put where a job is on its channel; of one that waits, how many are ahead of it."""
     lease = job.lease
     if lease is None:
-        message = Progress(state=job.state, attempt=job.attempt)
+        message = Progress(state=job.state, attempt=job.attempt, ahead=ahead)
     else:
         message = Progress(
             state=job.state, phase=lease.phase, progress=lease.progress, stage=lease.stage, tokens=lease.tokens,

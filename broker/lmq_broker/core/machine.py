@@ -308,7 +308,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     leases.send_acks(state, out)
     views.publish_queues(state, out, now)
     state.turn_has_records = False
-    unfinished |= state.eta.look_out(state, now)
+    unfinished |= state.eta.look_out(state, out, now)
     wake_ms = now.mono_ms if unfinished else clocks.next_wake(state, now)
     out.append(WakeAt(wake_ms if ask_ms is None else min(wake_ms, ask_ms)))
 
