@@ -16,6 +16,8 @@ Out = list[Effect]
 """The effects of the present step, in order."""
 
 _RATE_WINDOW_S = 30
+_UNKNOWN_WAIT_MS = 10_000.0
+"""Where nothing says when there will be room."""
 FULL = "full"
 """The trouble of a disk that takes no more records."""
 
@@ -156,10 +158,23 @@ def count_end(state: BrokerState, now: Now) -> None:
         ends.popleft()
 
 
-def full(state: BrokerState, now: Now, limit: str, value: int, limit_value: int) -> LimitReached:
-    """Return the refusal for a full bound, with the time until as many jobs have ended as are over it."""
-    second = now.mono_ms // 1000
-    ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
+def full(
+    state: BrokerState, now: Now, limit: str, value: int, limit_value: int, *, user: str | None = None
+) -> LimitReached:
+    """Return the refusal for a full bound, with the time until as many jobs have ended as are over it.
+
+    Args:
+        state: the broker's.
+        now: the time.
+        limit: its name.
+        value: how much there is.
+        limit_value: how much there may be.
+        user: whose jobs must end, empty for anybody's; None: it is not about jobs.
+    """
     over = max(1, value - limit_value + 1)
-    wait_s = over * _RATE_WINDOW_S / ended if ended else 10.0
-    return LimitReached(limit, value, limit_value, round(min(max(wait_s, 0.1), 600.0), 1))
+    wait_ms = None if user is None else state.eta.room_in_ms(over, user, now)
+    if wait_ms is None:
+        second = now.mono_ms // 1000
+        ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
+        wait_ms = over * _RATE_WINDOW_S * 1000 / ended if ended else _UNKNOWN_WAIT_MS
+    return LimitReached(limit, value, limit_value, round(min(max(wait_ms / 1000, 0.1), 600.0), 1))

@@ -213,10 +213,10 @@ def _check_room(state: BrokerState, user: str, now: Now) -> None:
     """Raise LimitReached if one more open job would be too many."""
     limits = state.settings
     if len(state.jobs) >= limits.jobs_open:
-        raise full(state, now, "jobs_open", len(state.jobs), limits.jobs_open)
+        raise full(state, now, "jobs_open", len(state.jobs), limits.jobs_open, user="")
     mine = state.users_open.get(user, 0)
     if mine >= limits.jobs_open_per_user:
-        raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
+        raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=user)
 
 
 def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) -> None:

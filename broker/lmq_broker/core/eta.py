@@ -25,8 +25,6 @@ Seconds = tuple[float, float]
 
 FRESH_MS = 1000
 """A look-out this young is not made anew."""
-EVERY_MS = 2000
-"""While jobs wait and nobody asks: so that ranges are known to hold when somebody does."""
 WORK_PER_MS = 5
 """One made unasked costs no more than so much a millisecond of waiting for the next: half a percent of a core."""
 STALE_MS = 10_000
@@ -232,8 +230,10 @@ class Eta:
             return False
         if self._asked:
             return True
-        is_time = age_ms >= max(EVERY_MS, self._work // WORK_PER_MS)
-        return is_time and any(queue.counts[State.READY] for queue in state.queues.values())
+        every_ms = state.settings.outlook_every_ms
+        if not every_ms or age_ms < max(every_ms, self._work // WORK_PER_MS):
+            return False
+        return any(queue.counts[State.READY] for queue in state.queues.values())
 
     def _rank(self) -> None:
         """Put the jobs of each group in the order of their starts."""

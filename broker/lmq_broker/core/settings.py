@@ -70,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True):
     """User -> weight in the fair share; 1 for all others."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
+    outlook_every_ms: int = 2000
+    """How often starts are foreseen while jobs wait and nobody asks, so that ranges hold once somebody does; 0: not."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 

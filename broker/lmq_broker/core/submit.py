@@ -143,10 +143,10 @@ def _refused(
     if len(payload) > limits.payload_bytes:
         return TooLarge("payload", len(payload), limits.payload_bytes)
     if len(state.jobs) + adding > limits.jobs_open:
-        return full(state, now, "jobs_open", len(state.jobs), limits.jobs_open)
+        return full(state, now, "jobs_open", len(state.jobs), limits.jobs_open, user="")
     mine = state.users_open.get(user, 0)
     if mine + adding > limits.jobs_open_per_user:
-        return full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
+        return full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=user)
     queue = spec.queue or _defaults(state, spec.task_type).queue
     if queue not in state.queues and len(state.queues) >= limits.queues:
         return full(state, now, "queues", len(state.queues), limits.queues)

@@ -33,7 +33,8 @@ seeds = st.integers(0, 1 << 32)
 
 
 def fair(**fields: object) -> Settings:
-    return Settings(policy="blfq", rates=dict.fromkeys((*MODELS, "model"), RATES), **fields)  # type: ignore[arg-type]
+    rates = dict.fromkeys((*MODELS, "model"), RATES)
+    return Settings(policy="blfq", rates=rates, outlook_every_ms=0, **fields)  # type: ignore[arg-type]
 
 
 def cost(request: Request) -> float:

@@ -148,15 +148,16 @@ class Costs:
         return self.rates(task_type, model) if found is None else found
 
     def needs(self, job: Job, model: str, rates: Rates) -> tuple[float, float, float, Shape]:
-        """Return what of an engine's time a prompt takes, and each token; how many there will be, and their shape."""
+        """Return what of an engine's time a prompt takes, and each token; how many, at least 1; and their shape."""
         kind = job.task_type, model
         untold = self._untold.get(kind)
         if untold is not None:
-            return 0.0, 1.0, untold.mean, self._shapes[kind]
+            return 0.0, 1.0, max(untold.mean, 1.0), self._shapes[kind]
         prompt_ms = prompt_cost(prompt_tokens(job), rates)
         if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
             return prompt_ms, 0.0, 1.0, UNMEASURED
-        return prompt_ms, rates.output_ms, self.output_tokens(job, model), self._shapes.get(kind, UNMEASURED)
+        tokens = max(self.output_tokens(job, model), 1.0)
+        return prompt_ms, rates.output_ms, tokens, self._shapes.get(kind, UNMEASURED)
 
     def learn_untold(self, job: Job, model: str, engine_ms: float) -> None:
         """Take in how long an answer took of which nobody counted the tokens."""
