@@ -1,16 +1,22 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
-from lmq_broker.core import models, views
+from lmq_broker.core import leases, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
+from lmq_broker.core.hindrances import hindrances
 from lmq_broker.core.reads import Context, JobsReply, ReadJobs
-from lmq_broker.core.state import BrokerState, Job, Session, Worker
+from lmq_broker.core.rights import SEES_ALL
+from lmq_broker.core.state import BrokerState, Identity, Job, Session
 from lmq_broker.core.stimuli import Now
+from lmq_broker.core.words import counted, how_long, in_words
 from lmq_proto import bounds
 from lmq_proto.errors import NotFound
 from lmq_proto.ids import short
-from lmq_proto.messages import Hold, JobView, Reason, Why, WhyReply
+from lmq_proto.messages import JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
+
+_LEAD_MS = 2000
+"""Less engine time than this is not told: everybody has had a little more than somebody."""
 
 
 def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) -> None:
@@ -28,7 +34,7 @@ def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) 
         refuse(state, out, session.peer, command.request_id, NotFound("job", short(command.job_id)))
         return
     view = views.of_job(state, job, now)
-    reasons, hints = _why_open(state, job, view, now)
+    reasons, hints = _why_open(state, job, view, session.who, now)
     reply(
         state,
         out,
@@ -68,34 +74,76 @@ def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, ans
     )
 
 
-def _why_open(state: BrokerState, job: Job, view: JobView, now: Now) -> tuple[list[Reason], list[str]]:
+def _why_open(
+    state: BrokerState, job: Job, view: JobView, who: Identity, now: Now
+) -> tuple[list[Reason], list[str]]:
     """Return the reasons that hold for an open job, the weightiest first, and what its owner can type."""
     name = short(job.id)
     if job.state is State.LEASED and job.lease is not None:
-        since = _in_words(now.mono_ms - job.lease.granted_ms)
+        since = in_words(now.mono_ms - job.lease.granted_ms)
         what = f"it runs on {job.worker} for {since} ({job.lease.phase})"
         return [Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})], [
             f"lmq stream {name}", f"lmq cancel {name}"]  # fmt: skip
-    hints = [f"lmq cancel {name}"]
     if job.state is State.DELAYED:
-        return [_why_delayed(job, now)], hints
-    reasons = []
-    hold = state.queue_holds.get(job.queue)
-    if hold is not None and hold.kind == "pause":
-        reasons.append(Reason(code="queue_paused", text=f"queue {job.queue} is paused{_held(hold, now)}",
-                              fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
-        hints.insert(0, f"lmq queues resume {job.queue}")
-    reasons += _why_no_place(state, job, hints, now)
+        return [_why_delayed(job, now)], [f"lmq cancel {name}"]
+    reasons, hints = _why_held(state, job, now)
+    told = hindrances(state, job, now)
+    hints += told.hints
+    reasons += [] if told.is_able else told.reasons
     if view.ahead:
-        plural = "job is" if view.ahead == 1 else "jobs are"
-        reasons.append(
-            Reason(code="ahead", text=f"{view.ahead} {plural} ahead of it", fields={"ahead": view.ahead})
-        )
+        reasons += _why_behind(state, job, view.ahead, who)
         if job.priority < bounds.PRIORITY_MAX:
             hints.insert(0, f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}")
+    if job.past.suspect:
+        reasons.append(_ALONE)
     if not reasons:
         reasons.append(Reason(code="next", text="it is next: the first slot that falls free is its own"))
+    reasons += told.reasons if told.is_able else []
+    return reasons, [*hints, f"lmq cancel {name}"]
+
+
+_ALONE = Reason(code="alone", text="an engine died under it: it runs alone, once a worker falls idle")
+
+
+def _why_held(state: BrokerState, job: Job, now: Now) -> tuple[list[Reason], list[str]]:
+    """Return what holds a ready job that has nothing to do with workers or other jobs, and what to type."""
+    reasons = []
+    hints = []
+    if state.disk.trouble:
+        text = "the broker's disk takes no more: nothing is started"
+        reasons.append(Reason(code="disk", text=text, fields={"free_bytes": state.disk.free_bytes}))
+        hints.append("lmq doctor")
+    hold = state.queue_holds.get(job.queue)
+    if hold is not None and hold.kind == "pause":
+        text = f"queue {job.queue} is paused by {hold.by}{how_long(hold, now)}"
+        reasons.append(Reason(code="queue_paused", text=text,
+                              fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
+        hints.append(f"lmq queues resume {job.queue}")
     return reasons, hints
+
+
+def _why_behind(state: BrokerState, job: Job, ahead: int, who: Identity) -> list[Reason]:
+    """Return why others come first: how many, how many of them of a stricter band, and who has had less."""
+    plural = "job is" if ahead == 1 else "jobs are"
+    reasons = [Reason(code="ahead", text=f"{ahead:,} {plural} ahead of it", fields={"ahead": ahead})]
+    crowd = state.policy.crowd(job, leases.fleet(state))
+    if crowd.stricter:
+        comes = "comes" if crowd.stricter == 1 else "come"
+        text = f"{counted(crowd.stricter, 'job')} of stricter priority {comes} first"
+        reasons.append(Reason(code="band", text=text, fields={"jobs": crowd.stricter}))
+    lead_ms, others = crowd.had_less(job)
+    if others and lead_ms >= _LEAD_MS:
+        had = "you have" if job.user == who.user else f"{job.user} has"
+        if who.role in SEES_ALL:
+            names = " and ".join(others) if len(others) < 3 else f"{', '.join(others[:-1])} and {others[-1]}"
+        else:
+            names = "others"
+        first = "comes" if len(others) == 1 and who.role in SEES_ALL else "come"
+        text = f"{had} had {in_words(lead_ms)} more of engine time than {names}, who {first} first"
+        reasons.append(
+            Reason(code="share", text=text, fields={"seconds": lead_ms // 1000, "users": len(others)})
+        )
+    return reasons
 
 
 def _why_delayed(job: Job, now: Now) -> Reason:
@@ -103,130 +151,11 @@ def _why_delayed(job: Job, now: Now) -> Reason:
     if job.backoff_until_ms:
         seconds = max(0, job.backoff_until_ms - now.mono_ms) / 1000
         cause = f" ({job.past.story[-1].message})" if job.past.story else ""
-        text = f"attempt {job.attempt} did not succeed{cause}; the next one comes in {_in_words(int(seconds * 1000))}"
+        text = f"attempt {job.attempt} did not succeed{cause}; the next one comes in {in_words(int(seconds * 1000))}"
         return Reason(code="backoff", text=text, fields={"seconds": seconds, "failures": job.failures})
     seconds = max(0, job.due_at_ms - now.wall_ms) / 1000
     return Reason(
         code="delayed",
-        text=f"its submitter wants it to start in {_in_words(int(seconds * 1000))}",
+        text=f"its submitter wants it to start in {in_words(int(seconds * 1000))}",
         fields={"seconds": seconds},
     )
-
-
-def _in_words(ms: int) -> str:
-    """Return a time as people say it: `40 s`, `3 min`, `2 h 5 min`."""
-    minutes, seconds = divmod(max(0, ms) // 1000, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min" if minutes else f"{seconds} s"
-
-
-def _held(hold: Hold, now: Now) -> str:
-    """Return by whom, why and for how long something is held, as the end of a sentence."""
-    text = f" by {hold.by}"
-    if hold.until_ms:
-        text += f" for another {_in_words(hold.until_ms - now.wall_ms)}"
-    return text + (f" ({hold.reason})" if hold.reason else "")
-
-
-def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> list[Reason]:
-    """Return what keeps each worker that could run a job from doing so; nothing if one only is busy."""
-    connected = [worker for worker in state.workers.values() if worker.peer is not None]
-    if not connected:
-        hints.insert(0, "lmq worker --endpoint http://localhost:1234")
-        return [Reason(code="no_worker", text="no worker is connected")]
-    serving = [
-        worker for worker in connected
-        if job.task_type in worker.task_types and (not worker.queues or job.queue in worker.queues)
-    ]  # fmt: skip
-    if not serving:
-        taken = sorted({each for worker in connected for each in worker.task_types})
-        text = f"no worker takes {job.task_type} jobs of queue {job.queue}"
-        if job.task_type not in taken:
-            text += f"; they take {', '.join(taken)}"
-        hints.insert(0, "lmq workers list")
-        return [
-            Reason(
-                code="no_worker_for_queue", text=text, fields={"queue": job.queue, "task_type": job.task_type}
-            )
-        ]
-    names = frozenset(models.normal(model) for model in job.models)
-    reasons: list[Reason] = []
-    for worker in serving:
-        told = _why_not_here(state, worker, job, names, hints, now)
-        if told is None:
-            return []
-        reasons += told
-    if not reasons:
-        reasons = _why_no_model(state, job, hints)
-    return reasons
-
-
-def _why_not_here(
-    state: BrokerState, worker: Worker, job: Job, names: frozenset[str], hints: list[str], now: Now
-) -> list[Reason] | None:
-    """Return what keeps a worker that serves a job's queue from running it; None if nothing but other jobs does."""
-    hold = state.worker_holds.get(worker.name)
-    breaker = worker.capacity.breaker
-    ever = names_known(state, worker)
-    if names and names.isdisjoint(ever) and models.ANY not in ever:
-        return []
-    if hold is not None:
-        hints.append(f"lmq workers resume {worker.name}")
-        text = f"{worker.name} is {'draining' if hold.kind == 'drain' else 'paused'}{_held(hold, now)}"
-        return [Reason(code="worker_paused", text=text, fields={"worker": worker.name, "by": hold.by})]
-    if breaker is not None:
-        since_s = max(0, now.wall_ms - breaker.since_ms) // 1000
-        text = f"the endpoint of {worker.name} fails since {since_s} s: {breaker.reason}"
-        return [Reason(code="breaker_open", text=text, fields={"worker": worker.name, "since_s": since_s})]
-    named = [
-        instance
-        for instance in worker.instances.values()
-        if not names or not instance.names or names & instance.names
-    ]
-    if any(models.suits(instance.kind, job.task_type) for instance in named):
-        return None
-    if worker.loading:
-        text = f"{worker.name} is loading {worker.loading}"
-        return [Reason(code="loading", text=text, fields={"worker": worker.name, "model": worker.loading})]
-    if named:
-        able = "vectors" if named[0].kind == "embedding" else "text"
-        text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
-        return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
-    return _why_not_loaded(worker, names, now)
-
-
-def names_known(state: BrokerState, worker: Worker) -> frozenset[str]:
-    """Return every name that a model a worker ever announced answers to."""
-    known = state.known_models.get(worker.name, [])
-    return frozenset(name for model in known for name in (models.names_of(model) | {model}))
-
-
-def _why_no_model(state: BrokerState, job: Job, hints: list[str]) -> list[Reason]:
-    """Return that no connected endpoint has a model, and which are near."""
-    if not job.models:
-        return [
-            Reason(code="no_model", text=f"no connected endpoint has a model loaded for {job.task_type} jobs")
-        ]
-    known = [name for names in state.known_models.values() for name in names]
-    near = [name for name in models.nearest(job.models[0], known) if name not in job.models]
-    text = f"no connected endpoint has {job.models[0]}" + (f"; nearest: {', '.join(near)}" if near else "")
-    hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
-    return [Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})]
-
-
-def _why_not_loaded(worker: Worker, names: frozenset[str], now: Now) -> list[Reason]:
-    """Return why a worker that has a model on disk has not loaded it."""
-    entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
-    if entry is None:
-        return []
-    again_ms = worker.refused_loads.get(entry.model, 0)
-    if not worker.capacity.may_load:
-        text = f"{worker.name} has {entry.model} on disk but may not load models"
-    elif again_ms > now.mono_ms:
-        text = f"{worker.name} could not load {entry.model}; it is tried again in {(again_ms - now.mono_ms) // 1000} s"
-    else:
-        busy = len(worker.leases)
-        text = f"{worker.name} finishes {busy} job{'s' if busy != 1 else ''}, then loads {entry.model}"
-    return [Reason(code="not_loaded", text=text, fields={"worker": worker.name, "model": entry.model})]

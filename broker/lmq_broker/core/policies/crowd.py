@@ -23,16 +23,28 @@ _SLACK = 1e-6
 class Crowd:
     """Who stands before the jobs of one lane."""
 
-    __slots__ = ("_at", "_cost", "_each_is", "_flows", "_rates", "_rises", "_seen", "_stricter", "_wanting")
+    __slots__ = (
+        "_at",
+        "_cost",
+        "_each_is",
+        "_flows",
+        "_rates",
+        "_rises",
+        "_seen",
+        "_standing",
+        "_wanting",
+        "stricter",
+    )
 
     def __init__(
         self, pool: Pool, index: int, own: LaneKey, places: dict[LaneKey, Places], fleet: Fleet
     ) -> None:
         wanted = {id(place) for place in places[own].loaded(fleet)}
+        self._standing = pool.lanes[index][own].standing
         self._wanting = {
             key for key, each in places.items() if key == own or _compete(each, own, wanted, fleet)
         }
-        self._stricter = sum(
+        self.stricter = sum(
             lane.jobs for lanes in pool.lanes[:index] for key, lane in lanes.items() if key in self._wanting
         )
         self._cost = max(pool.lanes[index][own].mean_cost, 1.0)
@@ -75,7 +87,24 @@ class Crowd:
         others = self._started(flow.key + mine * self._cost / flow.weight)
         if flow in self._seen:
             others -= mine + 1
-        return self._stricter + mine + max(0, int(others * self._each_is + _SLACK))
+        return self.stricter + mine + max(0, int(others * self._each_is + _SLACK))
+
+    def had_less(self, job: Job) -> tuple[int, list[str]]:
+        """Return who of those that wait in the lane comes before a job's user, three at most, the first one first.
+
+        With it how much more the job's user has had than the first, in milliseconds of engine time for their weight.
+        """
+        own = self._flows.get(job.user)
+        if own is None:
+            return 0, []
+        # The first three of a heap are among its first seven.
+        found = {
+            (flow.key, flow.number, flow.user) for _, _, flow in self._standing.entries()[:7] if flow.queued
+        }
+        before = sorted(entry for entry in found if entry[0] < own.key)[:3]
+        if not before:
+            return 0, []
+        return int((own.key - before[0][0]) * own.weight), [user for _, _, user in before]
 
     def _started(self, tag: float) -> float:
         """Return how many jobs the flows have started by when keys have grown to a tag, its own among them."""
