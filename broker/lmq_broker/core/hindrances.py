@@ -47,7 +47,11 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
         if worker.name in state.worker_holds or worker.capacity.breaker is not None:
             _say_closed(state, found, worker, names, now, has_it=bool(fitting))
         elif fitting:
-            found.is_able = True
+            swap = parts.placing.swap_at(worker.name)
+            if swap is None or any(each.id not in swap.victims for each in fitting):
+                found.is_able = True
+            else:
+                others.append(_why_drained(worker, fitting[0].model, swap.model))
         else:
             others += _why_not_here(worker, job, names, band, parts, now)
     gone = [each for each in state.workers.values() if each.peer is None and _serves(each, job)]
@@ -127,6 +131,11 @@ def _say_closed(
         found.reasons.append(
             Reason(code="breaker_open", text=text, fields={"worker": worker.name, "since_s": since_s})
         )
+
+
+def _why_drained(worker: Worker, model: str, coming: str) -> Reason:
+    text = f"{worker.name} gives {model} up for {coming}, whose turn it is"
+    return Reason(code="drained", text=text, fields={"worker": worker.name, "model": coming})
 
 
 def _why_not_here(

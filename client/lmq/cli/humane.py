@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,12 @@ if TYPE_CHECKING:
 
 SHORT_CHARS = 6
 
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+_STEPS = ((10, 1), (60, 5), (120, 10), (600, 60), (3600, 300), (21600, 1800))
+"""Up to so many seconds the ends of an interval are multiples of so many."""
+NOW_S = 1.5
+"""What comes within it comes now."""
+WITHIN = 10
+"""An interval that begins so many times sooner than it ends begins at any moment."""
 
 
 def now_ms() -> int:
@@ -38,14 +45,35 @@ def duration(seconds: float) -> str:
 
 
 def span(bounds: tuple[float, float]) -> str:
-    """Return an interval: `20-50 s`, or one number where both ends read the same."""
+    """Return an interval, no more exact than it is: `20-50 s`, `50 s to 4 min`; its ends are rounded outwards."""
     low, high = bounds
-    first, last = duration(low), duration(high)
+    last = _outwards(high, math.ceil)
+    first = min(_outwards(low, math.floor), last)
+    begins, ends = _whole(first), _whole(last)
     if first == last:
-        return last
-    first_number, _, first_unit = first.partition(" ")
-    same_unit = " " not in first_unit and last.endswith(f" {first_unit}")
-    return f"{first_number}-{last}" if same_unit else f"{first} to {last}"
+        return ends
+    number, _, unit = ("1 min" if first == 60 and last >= 120 else begins).partition(" ")
+    return f"{number}-{ends}" if unit == ends.partition(" ")[2] else f"{begins} to {ends}"
+
+
+def when(bounds: tuple[float, float], verb: str) -> str:
+    """Return when something comes about: `starts now`, `starts within 30 s`, `done in 60-110 s`."""
+    low, high = bounds
+    if high <= NOW_S:
+        return f"{verb} now"
+    if low * WITHIN < high:
+        return f"{verb} within {_whole(_outwards(high, math.ceil))}"
+    return f"{verb} in {span(bounds)}"
+
+
+def _outwards(seconds: float, rounding: Callable[[float], int]) -> int:
+    step = next((step for most, step in _STEPS if seconds < most), 3600)
+    return rounding(seconds / step) * step
+
+
+def _whole(seconds: int) -> str:
+    """Return a rounded time: in seconds up to two minutes."""
+    return f"{seconds} s" if seconds < 120 else duration(seconds)
 
 
 def since(at_ms: int, now: int | None = None) -> str:
@@ -122,7 +150,7 @@ def _waiting(status: JobStatus) -> str:
     if status.ahead is not None:
         parts.append(f"{status.ahead:,} ahead" if status.ahead else "next")
     if status.starts_in_s is not None:
-        parts.append(f"starts in {span(status.starts_in_s)}")
+        parts.append(when(status.starts_in_s, "starts"))
     if status.attempt:
         parts.append(f"after attempt {status.attempt}")
     return ", ".join(parts)
@@ -136,4 +164,6 @@ def _running(status: JobStatus) -> str:
         parts.append(count(status.tokens, "token"))
     if status.tokens_per_s:
         parts.append(f"{status.tokens_per_s:.0f}/s")
+    if status.done_in_s is not None:
+        parts.append(when(status.done_in_s, "done"))
     return ", ".join(parts)

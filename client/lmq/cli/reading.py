@@ -11,7 +11,7 @@ import click
 from lmq import Piece, Restart
 from lmq.cli.errors import clean
 from lmq.cli.feeds import Feeds
-from lmq.cli.humane import short, where
+from lmq.cli.humane import short, when, where
 from lmq.errors import LmqError
 
 if TYPE_CHECKING:
@@ -88,14 +88,12 @@ class StatusLine:
     """One line on stderr that is written over and wiped; nothing unless a person looks at it."""
 
     def __init__(self, session: Session) -> None:
-        self._is_on = (
-            not session.quiet and not session.json and sys.stderr is not None and sys.stderr.isatty()
-        )
+        self.is_on = not session.quiet and not session.json and sys.stderr is not None and sys.stderr.isatty()
         self._is_shown = False
 
     def show(self, text: Callable[[], str]) -> None:
         """Write the line anew; the text is asked for only if somebody looks."""
-        if not self._is_on:
+        if not self.is_on:
             return
         try:
             line = text()
@@ -134,4 +132,6 @@ def situation(job: JobPort) -> str:
     answer = job.why()
     if answer.status.state == "leased" or not answer.reasons:
         return clean(f"{short(job.id)}: {where(answer.status)}")
-    return clean(f"{short(job.id)} waits: {answer.reasons[0].text}")
+    soon = answer.status.starts_in_s
+    hope = f"; {when(soon, 'starts')}" if soon is not None else ""
+    return clean(f"{short(job.id)} waits: {answer.reasons[0].text}{hope}")

@@ -8,7 +8,7 @@ import click
 
 from lmq.cli import session as cli
 from lmq.cli.errors import clean
-from lmq.cli.humane import duration, model_of, short, since, size, span, time_of_day, until, where
+from lmq.cli.humane import duration, model_of, short, since, size, time_of_day, until, when, where
 from lmq.cli.params import job_argument, job_ids
 from lmq.cli.tables import STATE_COLORS
 
@@ -63,7 +63,7 @@ def facts(job: JobStatus) -> list[tuple[str, str]]:
         ("due", _ahead(job.due_at_ms)),
         ("started", _past(job.started_at_ms, job.created_at_ms, "after waiting")),
         ("finished", _past(job.finished_at_ms, job.started_at_ms, "after running")),
-        ("done in", span(job.done_in_s) if job.done_in_s else ""),
+        ("done", _done(job)),
         ("expires", _ahead(job.expires_at_ms) if not job.is_final else ""),
         ("deleted", _ahead(job.deletes_at_ms)),
         ("time limit", f"{duration(job.timeout_ms / 1000)} an attempt" if job.timeout_ms else ""),
@@ -93,6 +93,13 @@ def _past(at_ms: int, before_ms: int, words: str) -> str:
     if not at_ms:
         return ""
     return time_of_day(at_ms) + (f", {words} {duration((at_ms - before_ms) / 1000)}" if before_ms else "")
+
+
+def _done(job: JobStatus) -> str:
+    """Return when a job that waits is done; of one that runs its state says so."""
+    if job.done_in_s is None or job.state == "leased":
+        return ""
+    return when(job.done_in_s, "").strip()
 
 
 def _ahead(at_ms: int) -> str:

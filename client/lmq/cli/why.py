@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmq.cli import session as cli
 from lmq.cli.errors import clean
-from lmq.cli.humane import duration, model_of, now_ms, short, span, where
+from lmq.cli.humane import duration, model_of, now_ms, short, when, where
 from lmq.cli.params import job_argument, job_ids
 from lmq.cli.tables import WIDTH, width_of
 
@@ -55,9 +55,9 @@ def situation(job: JobStatus) -> str:
     if job.ahead is not None and job.state != "leased":
         parts.append(f"{job.ahead:,} ahead" if job.ahead else "next")
     if job.starts_in_s is not None:
-        parts.append(f"starts in {span(job.starts_in_s)}")
-    if job.done_in_s is not None:
-        parts.append(f"done in {span(job.done_in_s)}")
+        parts.append(when(job.starts_in_s, "starts"))
+    if job.done_in_s is not None and job.state != "leased":
+        parts.append(when(job.done_in_s, "done"))
     return ", ".join(parts)
 
 

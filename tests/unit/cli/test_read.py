@@ -24,10 +24,29 @@ def test_durations_are_said_in_the_unit_that_fits(seconds: float, text: str) -> 
 
 @pytest.mark.parametrize(
     ("bounds", "text"),
-    [((20, 50), "20-50 s"), ((41, 41.2), "41 s"), ((50, 200), "50 s to 3 min"), ((60, 300), "1-5 min")],
-)
-def test_intervals(bounds: tuple[float, float], text: str) -> None:
+    [((20, 50), "20-50 s"), ((23.4, 47.1), "20-50 s"), ((41, 41.2), "40-45 s"), ((3.2, 8.7), "3-9 s"), ((5, 5), "5 s"),
+     ((50, 200), "50 s to 4 min"), ((60, 300), "1-5 min"), ((60, 110), "60-110 s"), ((131, 1300), "2-25 min"),
+     ((1500, 5000), "25 min to 1 h 30 min"), ((7300, 40_000), "2-12 h")],
+)  # fmt: skip
+def test_intervals_are_no_more_exact_than_they_can_be(bounds: tuple[float, float], text: str) -> None:
     assert humane.span(bounds) == text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [((0, 0.4), "starts now"), ((0, 22), "starts within 25 s"), ((1, 400), "starts within 7 min"),
+     ((20, 50), "starts in 20-50 s")],
+)  # fmt: skip
+def test_when_something_comes_about(bounds: tuple[float, float], text: str) -> None:
+    assert humane.when(bounds, "starts") == text
+
+
+@given(st.floats(0, 1e7), st.floats(0, 1e7))
+def test_an_interval_as_it_is_said_is_one_line_without_a_sign(low: float, width: float) -> None:
+    text = humane.span((low, low + width))
+    assert "--" not in text
+    assert not text.startswith("-")
+    assert text[-1] in "sndh"
 
 
 def test_sizes() -> None:
@@ -59,6 +78,8 @@ def test_where_a_job_is() -> None:
     assert humane.where(a_job(ahead=0)) == "next"
     running = a_job(state="leased", phase="writing", tokens=120, tokens_per_s=43.2)
     assert humane.where(running) == "writing, 120 tokens, 43/s"
+    running = a_job(state="leased", phase="reading", done_in_s=(12.0, 31.0))
+    assert humane.where(running) == "reading, done in 10-35 s"
     loading = a_job(state="leased", phase="loading", progress=0.45)
     assert humane.where(loading) == "loading 45%"
     done = a_job(state="done", started_at_ms=1_000, finished_at_ms=13_000, attempt=2)
@@ -74,7 +95,7 @@ def test_why_says_the_weightiest_cause_first_and_what_to_type() -> None:
     job = a_job(models=["qwen3-32b"], ahead=2, starts_in_s=(20.0, 50.0), done_in_s=(60.0, 110.0))
     lines = why_lines(Why(job, reasons, ["lmq update JZ6EB6 --model llama-8b", "lmq cancel JZ6EB6"]))
     assert lines[0].startswith("JZ6EB6 chat anna qwen3-32b   waiting ")
-    assert lines[0].endswith("2 ahead, starts in 20-50 s, done in 1-2 min")
+    assert lines[0].endswith("2 ahead, starts in 20-50 s, done in 60-110 s")
     assert lines[1:] == [
         "because   gpu-1 finishes 2 jobs, then loads it",
         "also      gpu-3 is paused",
