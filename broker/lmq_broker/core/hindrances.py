@@ -67,7 +67,7 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
         if not found.reasons:
             _say_no_model(state, found, job)
         elif names:
-            _hint_at_loaded(found, serving, job)
+            _hint_at_loaded(state, found, serving, job, names)
     del found.reasons[_TOLD:]
     return found
 
@@ -216,11 +216,13 @@ def _say_no_model(state: BrokerState, found: Hindrances, job: Job) -> None:
     found.reasons = [Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})]
 
 
-def _hint_at_loaded(found: Hindrances, serving: list[Worker], job: Job) -> None:
+def _hint_at_loaded(
+    state: BrokerState, found: Hindrances, serving: list[Worker], job: Job, names: frozenset[str]
+) -> None:
     """Hint at a model that is loaded now, where the one asked for is not."""
     for worker in serving:
-        if worker.capacity.breaker is None:
+        if worker.capacity.breaker is None and worker.name not in state.worker_holds:
             for each in worker.instances.values():
-                if each.names and models.suits(each.kind, job.task_type):
+                if each.names and not names & each.names and models.suits(each.kind, job.task_type):
                     found.hints.append(f"lmq update {short(job.id)} --model {each.model}")
                     return

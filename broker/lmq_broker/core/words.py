@@ -6,11 +6,13 @@ from lmq_proto.messages import Hold
 
 def in_words(ms: float) -> str:
     """Return a time as people say it: `40 s`, `3 min`, `2 h 5 min`."""
-    minutes, seconds = divmod(max(0, int(ms)) // 1000, 60)
-    hours, minutes = divmod(minutes, 60)
+    seconds = max(0, int(ms)) // 1000
+    if seconds < 60:
+        return f"{seconds} s"
+    hours, minutes = divmod((seconds + 30) // 60, 60)
     if hours:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min" if minutes else f"{seconds} s"
+    return f"{minutes} min"
 
 
 def counted(number: int, noun: str) -> str:

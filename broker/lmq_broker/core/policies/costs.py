@@ -130,7 +130,12 @@ class Costs:
         return cost
 
     def output_tokens(self, job: Job, model: str) -> float:
-        """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
+        """Return how long an answer will be: no longer than its submitter said."""
+        mean = self.mean_tokens(job, model)
+        return min(mean, float(job.output_tokens)) if job.output_tokens else mean
+
+    def mean_tokens(self, job: Job, model: str) -> float:
+        """Return how long answers are: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
         if all_had is not None:
             mean = all_had.mean
@@ -139,7 +144,7 @@ class Costs:
         mine = self._of_user.get(_length_key(job, model))
         if mine is not None:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
-        return min(mean, float(job.output_tokens)) if job.output_tokens else mean
+        return mean
 
     def rates_at(self, task_type: str, model: str, endpoint: str) -> Rates:
         """Return what one endpoint takes, as measured; where it was not, what jobs are charged."""
@@ -156,7 +161,7 @@ class Costs:
         prompt_ms = prompt_cost(prompt_tokens(job), rates)
         if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
             return prompt_ms, 0.0, 1.0, UNMEASURED
-        tokens = max(self.output_tokens(job, model), 1.0)
+        tokens = max(self.mean_tokens(job, model), 1.0)
         return prompt_ms, rates.output_ms, tokens, self._shapes.get(kind, UNMEASURED)
 
     def learn_untold(self, job: Job, model: str, engine_ms: float) -> None:
@@ -167,7 +172,9 @@ class Costs:
         untold = self._untold.get(kind)
         if untold is None:
             untold = self._untold[kind] = Length(engine_ms)
-        self._learn_shape(kind, engine_ms / max(untold.mean, 1.0))
+            self._shapes[kind] = Shape()
+        else:
+            self._learn_shape(kind, engine_ms / max(untold.mean, 1.0))
         untold.learn(engine_ms)
 
     def _learn_shape(self, kind: tuple[str, str], ratio: float) -> None:
@@ -179,8 +186,11 @@ class Costs:
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was; of an own task, its milliseconds."""
         kind = job.task_type, model
-        self._untold.pop(kind, None)
-        self._learn_shape(kind, tokens / max(self.output_tokens(job, model), 1.0))
+        if self._untold.pop(kind, None) is not None:
+            self._shapes.pop(kind)
+        if kind in self._of_all:
+            # The first one says nothing of how others fall: nothing was foreseen of it.
+            self._learn_shape(kind, tokens / max(self.mean_tokens(job, model), 1.0))
         key = _length_key(job, model)
         mine = self._of_user.get(key)
         if mine is None:

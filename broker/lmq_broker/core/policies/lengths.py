@@ -25,16 +25,21 @@ _SURPRISE = 0.25
 class Shape:
     """The ratios of one kind of answers."""
 
-    __slots__ = ("_fresh", "_next", "_ratios", "mean", "points")
+    __slots__ = ("_fresh", "_is_known", "_next", "_ratios", "mean", "points")
 
     def __init__(self) -> None:
         self._ratios = list(_BEFORE)
+        self._is_known = False
+        """What stood in for answers is gone."""
         self._next = 0
         self._fresh = 0
         self._draw_points()
 
     def learn(self, ratio: float) -> None:
         """Take in one more answer."""
+        if len(self._ratios) == len(_BEFORE) + POINTS and not self._is_known:
+            self._is_known = True
+            del self._ratios[: len(_BEFORE)]
         if len(self._ratios) < _KEPT:
             self._ratios.append(ratio)
         else:

@@ -274,7 +274,7 @@ class _Run:
     def _fill(self, engine: EngineCopy, at_ms: float) -> None:
         """Give an engine's free slots away."""
         site = engine.site
-        while engine.free > 0 and site.free > 0 and not site.alone and engine.lanes:
+        while engine.group >= 0 and engine.free > 0 and site.free > 0 and not site.alone:
             if self._groups[engine.group].starts >= self._most_starts:
                 return
             chosen = self._choose(engine, at_ms)
@@ -528,6 +528,8 @@ class _Run:
             swap.band, swap.key = lane.band, head.key
             if victims:
                 self._have_patience(swap, site, at_ms)
+            again_ms = site.worker.refused_loads.get(model, 0) - self._parts.now_ms
+            swap.due_ms = max(swap.due_ms, float(again_ms))
             drained_ms = max((each.last_ms() for each in victims), default=at_ms)
             start_ms = max(swap.due_ms, drained_ms) + swap.load_ms
             if best is None or start_ms < best[0]:
