@@ -1,6 +1,6 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, views, workers
+from lmq_broker.core import holds, jobs, leases, limiting, sessions, views, workers
 from lmq_broker.core.chronicle import Out, numbers_of, put
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
@@ -27,6 +27,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         holds.end_over(state, out, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)

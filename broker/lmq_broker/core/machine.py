@@ -7,6 +7,7 @@ from lmq_broker.core import (
     commands,
     holds,
     leases,
+    limiting,
     readers,
     reasons,
     sessions,
@@ -66,15 +67,18 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -197,6 +201,12 @@ def _from_client(
             views.list_workers(state, out, session, message, now)
         case ListModels():
             views.list_models(state, out, session, message)
+        case SetLimit():
+            limiting.set_limit(state, out, session, message, now)
+        case ResetLimits():
+            limiting.reset(state, out, session, message, now)
+        case ListLimits():
+            limiting.list_limits(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
         case Backup():
@@ -297,6 +307,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     """Dispatch, push what is new, journal the turn's events, and say when to wake."""
     unfinished = clocks.tend(state, out, now)
     ask_ms = leases.dispatch(state, out, now)
+    limiting.keep(state, out, now)
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)

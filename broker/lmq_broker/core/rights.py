@@ -17,15 +17,18 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -49,6 +52,7 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
         Health,
     }
@@ -57,7 +61,7 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup, SetLimit, ResetLimits})
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

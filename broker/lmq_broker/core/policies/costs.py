@@ -119,6 +119,12 @@ class Costs:
             cost += self.output_tokens(job, model) * rates.output_ms
         return cost
 
+    def tokens(self, job: Job, model: str) -> float:
+        """Return what a job is predicted to take of a context, prompt and answer."""
+        if job.task_type in EMBEDDING_TASKS:
+            return float(prompt_tokens(job))
+        return prompt_tokens(job) + self.output_tokens(job, model)
+
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
