@@ -66,6 +66,8 @@ if TYPE_CHECKING:
         InstanceInfo,
         JobStatus,
         Json,
+        Limit,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -122,7 +124,9 @@ __all__ = [
     "JobStatus",
     "Json",
     "Kind",
+    "Limit",
     "LimitReached",
+    "LimitView",
     "LmqError",
     "ModelView",
     "NotAllowed",
@@ -174,8 +178,8 @@ _WHERE = {
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
         "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
-        "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
-        "Why", "WorkerState", "WorkerView",
+        "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason",
+        "Restart", "Tick", "Usage", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

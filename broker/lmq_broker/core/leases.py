@@ -247,6 +247,9 @@ def _end_lease(
     error = fields.put_error_within(
         ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
     )
+    if error.code == "prompt_longer" and ended.outcome == "release":
+        # It is charged, and weighed, by what it is.
+        job.prompt_tokens = max(job.prompt_tokens, spent.prompt_tokens)
     if ended.outcome in ("release", "stopped"):
         release(state, out, job, error, now, wait_ms=wait_ms, alone=error.code == "kv_overflow")
     elif ended.outcome == "crash" and ended.shared:

@@ -33,7 +33,6 @@ from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Disk, Session, Worker
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -41,6 +40,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -107,8 +107,8 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
             sessions.gone(state, stimulus.peer, now)
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
-        case DefaultsChanged():
-            clocks.change_defaults(state, stimulus.task_defaults)
+        case SettingsChanged():
+            clocks.change_settings(state, stimulus.settings)
         case HostFacts():
             state.host = stimulus
         case Stop():

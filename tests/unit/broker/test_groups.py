@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.settings import Settings
+from lmq_proto.errors import ErrorInfo
 from lmq_proto.messages import Limit
 from unit.broker.builders import a_broker, idle, instance, job_id, ready, running, started
 
@@ -187,3 +188,13 @@ def test_background_leaves_a_slot_free_while_people_are_about() -> None:
 def test_nobody_about_nothing_kept_free() -> None:
     flood = [ready(f"b{n}", priority=1) for n in range(20)]
     assert len(started(a_broker(jobs=flood, workers=[idle("w1", slots=4)], settings=FAIR).turn(), "w1")) == 4
+
+
+def test_a_prompt_longer_than_told_comes_back_uncharged_with_its_count() -> None:
+    jobs = [ready("a", task_type="chat", prompt_tokens=10)]
+    broker = a_broker(jobs=jobs, workers=[idle("w1", task_types=["chat"])], settings=FAIR)
+    assert started(broker.turn(), "w1") == ["a"]
+    error = ErrorInfo("prompt_longer", "its prompt has about 4000 tokens, its submitter said 10", True)
+    broker.reports("w1", "a", "release", error=error, prompt_tokens=4000)
+    assert (broker.job("a").failures, broker.job("a").prompt_tokens) == (0, 4000)
+    assert started(broker.turn(), "w1") == ["a"]

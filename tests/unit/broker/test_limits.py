@@ -9,6 +9,7 @@ import pytest
 from lmq_broker.core.effects import WakeAt
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import Settings
+from lmq_broker.core.stimuli import SettingsChanged
 from lmq_proto.messages import Done, ErrorReply, Limit, LimitsReply, ListLimits, ResetLimits, SetLimit
 from unit.broker.builders import (
     MONO_MS,
@@ -340,3 +341,16 @@ def test_only_own_tasks_use_resources() -> None:
     told = outcomes(broker.submit("ann", spec("a", task_type="chat", uses=["gpu"])))[0].error
     assert told is not None
     assert told.fields["field"] == "uses"
+
+
+def test_a_file_read_again_brings_other_limits_and_a_command_still_wins() -> None:
+    broker = a_broker(
+        jobs=[ready(f"t{n}", task_type="train") for n in range(4)], workers=[idle("w1", slots=8)],
+        settings=limited(Limit(of="running", value=1, task_type="train")),
+    )  # fmt: skip
+    assert names(broker) == ["t0"]
+    broker.step(SettingsChanged(limited(Limit(of="running", value=2, task_type="train"))))
+    assert names(broker) == ["t1"]
+    sets(broker, "running", 3, task_type="train")
+    broker.step(SettingsChanged(limited(Limit(of="running", value=1, task_type="train"))))
+    assert names(broker) == ["t2"]
