@@ -54,18 +54,21 @@ class Spoilt:
 
 async def ends_of(backend: Spoilt, group: list[Attempt], stop: Sequence[Key] = ()) -> dict[Key, str]:
     ended: dict[Key, str] = {}
-    runs = Runs(
-        cast("Any", backend), ended=lambda key, outcome: ended.setdefault(key, outcome.outcome) and None,
-        text=lambda *_: None, phase=lambda *_: None,
-    )  # fmt: skip
+    all_ended = asyncio.Event()
+
+    def end(key: Key, outcome: Outcome) -> None:
+        ended[key] = outcome.outcome
+        if len(ended) == len(group):
+            all_ended.set()
+
+    runs = Runs(cast("Any", backend), ended=end, text=lambda *_: None, phase=lambda *_: None)
     runs.start(group)
     await asyncio.sleep(0)
     for key in stop:
         runs.stop(key)
     backend.gate.set()
     async with asyncio.timeout(10):
-        while len(ended) < len(group):
-            await asyncio.sleep(0)
+        await all_ended.wait()
     await runs.close(1.0)
     return ended
 
