@@ -64,6 +64,8 @@ class Blfq:
         self._band_of = [band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
         self._may_load = False
+        self._instances: list[Instance] = []
+        """All of the present fleet."""
         self._now_ms = 0
         self._uses: dict[str, int] = {}
         """Resource -> own tasks that hold it."""
@@ -203,16 +205,20 @@ class Blfq:
         if fleet.version != self._fleet_version:
             self._fleet_version = fleet.version
             self._may_load = any(worker.capacity.may_load for worker in fleet.workers.values())
+            self._instances = [
+                instance for worker in fleet.workers.values() for instance in worker.instances.values()
+            ]
             self._placing.look_at(fleet, now.mono_ms)
             self._engines.forget_others(fleet)
         self._look_at_limits(now)
         taken = {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
         roomy = {
-            id(instance)
-            for worker in fleet.workers.values()
-            if is_open(worker, fleet) and worker.name not in taken
-            for instance in worker.instances.values()
-            if room(instance) > 0
+            id(each)
+            for each in self._instances
+            if each.leased < each.slots
+            and room(each) > 0
+            and is_open(each.worker, fleet)
+            and each.worker.name not in taken
         }
         if not roomy and not self._may_load:
             return None
@@ -393,7 +399,7 @@ class Blfq:
         heads: list[Head] = []
         waiting: WakeAt | None = None
         for key, lane in pool.lanes[band.index].items():
-            if key.queue in fleet.held_queues:
+            if key.queue in fleet.held_queues or not self._placing.may_help(lane, pool, fleet, roomy):
                 continue
             bucket = self._limits.blocks(None, key.queue, key.task_type, self._now_ms)
             if bucket is not None:

@@ -95,6 +95,21 @@ class Placing:
         swap = self._swaps.pop(worker)
         self._bypasses.pop((worker, swap.band), None)
 
+    def may_help(self, lane: Lane, pool: Pool, fleet: Fleet, roomy: set[int]) -> bool:
+        """Tell whether anything can be done for a lane: it has room somewhere, or wants a model brought in."""
+        loaded = lane.places.loaded(fleet)
+        for each in loaded:
+            if id(each) in roomy:
+                return True
+        if lane.key.suspect or lane.key.uses:
+            return True
+        return bool(lane.places.homes(fleet)) and (not loaded or self._is_hot(pool, lane, loaded, fleet))
+
+    def _is_hot(self, pool: Pool, lane: Lane, loaded: list[Instance], fleet: Fleet) -> bool:
+        """Tell whether so much waits for a model that one more load of it may be worth while."""
+        here = [each for each in loaded if is_open(each.worker, fleet) or each.worker.alone]
+        return not here or self._wait_ms(pool, lane, here) > _HOT_LOADS * LEAST_LOAD_MS
+
     def room_for(
         self, head: Head, band: Band, fleet: Fleet, roomy: set[int]
     ) -> tuple[Instance | None, Bucket | None]:
