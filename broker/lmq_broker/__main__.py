@@ -37,7 +37,7 @@ class _BadSettings(click.ClickException):
 )
 @click.option(
     "--policy",
-    help="Who runs next: strict (priority, then arrival; the default) or blfq (fair shares within bands).",
+    help="Who runs next: blfq (fair shares within bands; the default) or strict (priority, then arrival).",
 )
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--log-format", help="plain or json.")

@@ -87,10 +87,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     log_format: str = "plain"
     """`plain` or `json`."""
-    policy: str = "strict"
-    """Who runs next: `strict` (priority, then arrival) or `blfq` (fair shares between users within bands)."""
+    policy: str = "blfq"
+    """Who runs next: `blfq` (fair shares between users within bands) or `strict` (priority, then arrival)."""
     bands: tuple[BandSettings, ...] = BANDS
-    """Strict groups of priorities, from the strictest on (blfq)."""
+    """Strict groups of priorities, from the strictest on."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
     rates: dict[str, Rates] = {}

@@ -61,7 +61,7 @@ class Rates(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
-    policy: str = "strict"
+    policy: str = "blfq"
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
     bands: tuple[BandSettings, ...] = BANDS
     """From the strictest on."""
