@@ -33,13 +33,15 @@ from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
-from lmq_broker.core.settings import ENGINE_TASKS, Settings
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto.bounds import BODY_BYTES
 
 _SEPARATOR = "\t"
 """In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
+_SAMPLE = 4
+"""Of so many jobs of a lane one is priced when it is queued."""
 _MERGE_JOBS = 64
 _MERGE_TOKENS = 16_384
 """That ride in one request at most; embedding servers are bounded by tokens."""
@@ -97,8 +99,9 @@ class Blfq:
             line = flow.lines[key] = JobLine(key, self._homes)
         line.add(job)
         lane.jobs += 1
-        cost = self._costs.predict(job, _first(job.models))
-        lane.mean_cost += (cost - lane.mean_cost) * (0.1 if lane.mean_cost else 1.0)
+        if not lane.mean_cost or lane.jobs % _SAMPLE == 0:
+            cost = self._costs.predict(job, _first(job.models))
+            lane.mean_cost += (cost - lane.mean_cost) * (0.3 if lane.mean_cost else 1.0)
         if flow not in lane.parked:
             lane.standing.put(flow)
 
@@ -310,15 +313,17 @@ class Blfq:
         band = pool.bands[index]
         flow = self._flow(band, job.user)
         rates = self._costs.rates(job.task_type, job.model)
-        at_prompt = prompt_cost(prompt_tokens(job), rates)
-        cost = self._costs.predict(job, job.model) if self._settings.foresees else at_prompt
+        prompt = prompt_tokens(job)
+        output = self._costs.output_tokens(job, job.model) if job.task_type not in EMBEDDING_TASKS else 0.0
+        at_prompt = prompt_cost(prompt, rates)
+        cost = at_prompt + output * rates.output_ms if self._settings.foresees else at_prompt
         for other in pool.bands:
             if other.index > index and other.waits:
                 other.owe(cost)
         band.start(flow, cost)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
-            weight=1.0 / lease.slot.leases, tokens=self._costs.tokens(job, job.model), uses=job.terms.uses,
+            weight=1.0 / lease.slot.leases, tokens=prompt + output, uses=job.terms.uses,
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
