@@ -8,7 +8,7 @@ One decision looks at the head of each lane (jobs that can run in the same place
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, nsmallest
 
 import msgspec
@@ -213,8 +213,7 @@ class Blfq:
             ]
             self._placing.look_at(fleet, now.mono_ms)
             self._engines.forget_others(fleet)
-        self._look_at_limits(now)
-        taken = {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
+        taken = self._taken() if self._uses else ()
         roomy = {
             id(each)
             for each in self._instances
@@ -225,13 +224,15 @@ class Blfq:
         }
         if not roomy and not self._may_load:
             return None
+        self._look_at_limits(now)
         self._placing.begin(now.mono_ms)
         waiting: WakeAt | None = None
-        # Own tasks first: for what they use they may have an endpoint fall idle.
-        for pool in sorted(self._pools.values(), key=_serves_engines):
+        pools: Iterable[Pool] = self._pools.values()
+        if len(self._pools) > 1:
+            # Own tasks first: for what they use they may have an endpoint fall idle.
+            pools = sorted(pools, key=_serves_engines)
+        for pool in pools:
             for band in self._in_turn(pool):
-                if not band.waits:
-                    continue
                 decision = self._decide_band(pool, band, fleet, roomy)
                 if isinstance(decision, WakeAt):
                     waiting = sooner(waiting, decision)
@@ -351,11 +352,15 @@ class Blfq:
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
-    def _in_turn(self, pool: Pool) -> Iterator[Band]:
-        """Yield the bands: those to whom their least share is owed, then in strict order."""
-        owed = [band for band in pool.bands if band.owed and band.waits and band.owed >= band.turn_cost]
-        yield from owed
-        yield from (band for band in pool.bands if band not in owed)
+    def _in_turn(self, pool: Pool) -> list[Band]:
+        """Return the bands in which somebody waits: those to whom their least share is owed, then in strict order."""
+        bands = [band for band in pool.bands if band.waits]
+        owed = [band for band in bands if band.owed and band.owed >= band.turn_cost]
+        return owed + [band for band in bands if band not in owed] if owed else bands
+
+    def _taken(self) -> set[str]:
+        """Return the resources, and so the endpoints, that own tasks hold altogether."""
+        return {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
 
     def _look_at_limits(self, now: Now) -> None:
         """Put back into line those whose limit has room again, or is another."""
@@ -473,7 +478,7 @@ class Blfq:
         count = max(1, min(count, self._limits.most_at(job, instance)))
         turns = []
         left: dict[Flow, int] = {}
-        for flow in nsmallest(count, lane.standing.flows(), key=_turn_of):
+        for flow in nsmallest(count, lane.standing.noted, key=_turn_of):
             jobs = flow.lines[key].first(count)
             turns.append((flow.key if self._settings.shares else 0.0, flow.number, flow, iter(jobs)))
             left[flow] = min(
