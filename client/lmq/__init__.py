@@ -76,6 +76,8 @@ if TYPE_CHECKING:
         Restart,
         Tick,
         Usage,
+        UsageReply,
+        UsageRow,
         Why,
         WorkerState,
         WorkerView,
@@ -149,6 +151,8 @@ __all__ = [
     "UpdateOptions",
     "UpgradeRequired",
     "Usage",
+    "UsageReply",
+    "UsageRow",
     "WaitTimeout",
     "Why",
     "WorkerState",
@@ -175,7 +179,7 @@ _WHERE = {
     "lmq.results": (
         "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
         "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
-        "Why", "WorkerState", "WorkerView",
+        "UsageReply", "UsageRow", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

@@ -7,10 +7,12 @@ from lmq_broker.core import (
     commands,
     holds,
     leases,
+    metrics,
     readers,
     reasons,
     sessions,
     submit,
+    usage,
     views,
     workers,
 )
@@ -26,7 +28,9 @@ from lmq_broker.core.reads import (
     PayloadReply,
     ReadEvents,
     ReadText,
+    ReadUsage,
     TextReply,
+    UsageSums,
 )  # fmt: skip
 from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
@@ -70,6 +74,7 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     Results,
@@ -82,6 +87,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Who,
     Why,
 )  # fmt: skip
@@ -199,6 +205,10 @@ def _from_client(
             views.list_models(state, out, session, message)
         case Health():
             views.health(state, out, session, message, now)
+        case Usage():
+            usage.usage(state, out, session, message, now)
+        case Metrics():
+            metrics.metrics(state, out, session, message, now)
         case Backup():
             views.backup(state, out, session, message)
         case Bye():
@@ -260,6 +270,10 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer)
+        case UsageSums():
+            assert isinstance(request, ReadUsage)
+            assert isinstance(command, Usage)
+            usage.loaded(state, out, session, command, request, answer)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -300,6 +314,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)
+    usage.keep(state, out)
     if state.turn_events:
         put(state, out, EventsAdded(state.turn_events))
         readers.keep_events(state, state.turn_events)

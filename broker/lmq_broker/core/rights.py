@@ -21,6 +21,7 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     Results,
@@ -33,6 +34,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -51,6 +53,8 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         ListWorkers,
         ListModels,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
