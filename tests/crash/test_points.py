@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "anna"
 JOBS = 120
+WAVES = 3
 WINDOW = 16
 PATIENCE_S = 60.0
 # Below the time a test has, so that a failure tells what is left.
@@ -163,14 +164,19 @@ def test_each_end_and_its_tokens_are_summed_up_once_wherever_the_broker_dies(
 ) -> None:
     dying = story.armed(point, nth)
     story.worker()
-    drafts = [draft("echo", {"number": number}) for number in range(JOBS)]
+
+    def in_waves() -> None:
+        """However many jobs share a commit, each wave has one of its own."""
+        for wave in range(WAVES):
+            numbers = range(wave, JOBS, WAVES)
+            for job in story.q.submit_many([("echo", {"number": number}) for number in numbers]):
+                assert job.wait(PATIENCE_S) == "done"
+
     with ThreadPoolExecutor(1) as pool:
-        submitting = pool.submit(story.q.submit_many, drafts)
+        working = pool.submit(in_waves)
         story.after_death(dying)
         broker = story.fleet.ready_broker()
-        jobs = submitting.result(PATIENCE_S)
-    for job in jobs:
-        assert job.wait(PATIENCE_S) == "done"
+        working.result(PATIENCE_S)
     [row] = story.q.usage(by=["user", "task_type"]).rows
     assert (row.user, row.task_type) == (NAME, "echo")
     assert (row.done, row.dead, row.cancelled, row.expired) == (JOBS, 0, 0, 0)
