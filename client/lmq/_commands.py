@@ -333,7 +333,7 @@ def _was_changed(reply: object) -> bool:
 
 
 def _at_ms(at: datetime | None) -> int:
-    return 0 if at is None else int(at.timestamp() * 1000)
+    return 0 if at is None else max(0, int(at.timestamp() * 1000))
 
 
 def _ms_or_none(seconds: float | None) -> int | None:

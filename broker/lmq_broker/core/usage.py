@@ -143,8 +143,11 @@ def usage(state: BrokerState, out: Out, session: Session, command: Usage, now: N
         refuse(state, out, session.peer, command.request_id, error)
         return
     today = now.wall_ms // bounds.DAY_MS
-    first = max(command.since_ms // bounds.DAY_MS, state.usage_oldest_day or today)
     last = (command.until_ms - 1) // bounds.DAY_MS if command.until_ms else today
+    first = (
+        command.since_ms // bounds.DAY_MS if command.since_ms else min(state.usage_oldest_day or today, last)
+    )
+    last = max(first, last)
     request = ReadUsage(
         Context(session.peer, command), first, last, tuple(command.by), user, tuple(command.after), bounds.USAGE_ROWS
     )  # fmt: skip
