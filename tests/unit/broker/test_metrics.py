@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -313,6 +314,30 @@ def test_models_beyond_the_bound_are_metered_together(monkeypatch: pytest.Monkey
     for name in ("m1", "m2", "m3"):
         broker.reports("w1", name, "complete", engine_ms=1000)
     assert values_of(measured(broker), "lmq_engine_seconds_total") == {"m1": 1.0, "(others)": 2.0}
+
+
+def test_the_page_for_people_lists_each_metric_with_its_type_and_labels() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text("utf-8")
+    listed: dict[str, tuple[str, set[str]]] = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `lmq_"):
+            listed[cells[0].strip("`")] = cells[1], set(re.findall(r"`(\w+)`", cells[2]))
+    broker = a_broker(jobs=[running("a"), ready("b")], workers=[idle("w1")])
+    broker.reports("w1", "a", "complete", prompt_tokens=1, output_tokens=1, engine_ms=1)
+    broker.says("ann", Status(request_id=1, job_ids=[b""] * 1001))
+    text = text_of(broker, users=True)
+    samples = parsed(text)
+    told = {}
+    for name, kind in _TYPE.findall(text):
+        labels = {
+            label
+            for (each, pairs) in samples
+            if each in (name, f"{name}_bucket", f"{name}_sum", f"{name}_count")
+            for label, _ in pairs
+        }
+        told[name] = kind, labels - {"le"}
+    assert told == listed
 
 
 def test_bands_are_those_of_the_settings() -> None:
