@@ -15,10 +15,9 @@ EDGES_MS = tuple(
 """From 10 ms to 31 days, each 19 % above the one before. Never to be changed: what was counted between them is kept."""
 
 
-def note(counts: Counts, ms: int) -> None:
-    """Count one time. Bucket n is above edge n-1, up to and including edge n."""
-    bucket = bisect_left(EDGES_MS, ms)
-    counts[bucket] = counts.get(bucket, 0) + 1
+def bucket_of(ms: int) -> int:
+    """Return where a time belongs: bucket n is above edge n-1, up to and including edge n."""
+    return bisect_left(EDGES_MS, ms)
 
 
 def add(counts: Counts, more: Mapping[int, int]) -> None:

@@ -72,13 +72,15 @@ def _jobs(state: BrokerState, now: Now) -> Iterator[str]:
 
 
 def _times(state: BrokerState) -> Iterator[str]:
-    for name, text, by_band in (
-        ("lmq_job_wait_seconds", "From accepted to the first start, of jobs that ended.", state.meters.waits),
-        ("lmq_job_run_seconds", "From the first start to the end, of jobs that ended.", state.meters.runs),
+    counted = state.meters.bands
+    for place, name, text in (
+        (0, "lmq_job_wait_seconds", "From accepted to the first start, of jobs that ended."),
+        (1, "lmq_job_run_seconds", "From the first start to the end, of jobs that ended."),
     ):
         yield f"# HELP {name} {text}\n# TYPE {name} histogram\n"
-        for band in state.settings.bands:
-            yield from _histogram(name, {"band": band.name}, by_band.get(band.name) or Times())
+        for number, band in enumerate(state.settings.bands):
+            times = counted[number][place] if number < len(counted) else Times()
+            yield from _histogram(name, {"band": band.name}, times)
 
 
 def _work(state: BrokerState) -> Iterator[str]:

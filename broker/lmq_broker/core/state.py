@@ -279,9 +279,8 @@ class Times(msgspec.Struct):
 class Meters(msgspec.Struct):
     """What has been counted since the start, for `metrics` alone."""
 
-    waits: dict[str, Times] = msgspec.field(default_factory=dict)
-    """By band: from accepted to the first start."""
-    runs: dict[str, Times] = msgspec.field(default_factory=dict)
+    bands: list[tuple[Times, Times]] = msgspec.field(default_factory=list)
+    """Of each band so far: from accepted to the first start, and from there to the end."""
     prompt_tokens: dict[str, int] = msgspec.field(default_factory=dict)
     """By model, as are the next two."""
     output_tokens: dict[str, int] = msgspec.field(default_factory=dict)

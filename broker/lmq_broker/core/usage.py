@@ -7,7 +7,7 @@ commit as the ends themselves, so that over any crash each end is counted once.
 from lmq_broker.core import fields, models
 from lmq_broker.core.chronicle import Out, inform, put, read_position, refuse
 from lmq_broker.core.effects import Read
-from lmq_broker.core.histograms import note
+from lmq_broker.core.histograms import bucket_of
 from lmq_broker.core.policies.base import Spent
 from lmq_broker.core.reads import Context, ReadUsage, UsageSums
 from lmq_broker.core.records import UsageAdded, UsageDropped
@@ -43,15 +43,20 @@ def job_ended(state: BrokerState, job: Job, target: State, now: Now) -> None:
         return
     wait_ms = max(0, job.started_at_ms - max(job.created_at_ms, job.due_at_ms))
     run_ms = max(0, now.wall_ms - job.started_at_ms)
-    note(row.waits, wait_ms)
-    note(row.runs, run_ms)
-    band = next(each.name for each in state.settings.bands if job.priority >= each.lowest)
-    for table, ms in ((state.meters.waits, wait_ms), (state.meters.runs, run_ms)):
-        times = table.get(band)
-        if times is None:
-            times = table[band] = Times()
-        note(times.counts, ms)
-        times.total_ms += ms
+    wait, run = bucket_of(wait_ms), bucket_of(run_ms)
+    row.waits[wait] = row.waits.get(wait, 0) + 1
+    row.runs[run] = row.runs.get(run, 0) + 1
+    meters = state.meters
+    band = 0
+    while job.priority < state.settings.bands[band].lowest:
+        band += 1
+    while len(meters.bands) <= band:
+        meters.bands.append((Times(), Times()))
+    waits, runs = meters.bands[band]
+    waits.counts[wait] = waits.counts.get(wait, 0) + 1
+    waits.total_ms += wait_ms
+    runs.counts[run] = runs.counts.get(run, 0) + 1
+    runs.total_ms += run_ms
 
 
 def lease_ended(state: BrokerState, lease: Lease, model: str, spent: Spent, now: Now) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import given, strategies as st
 
-from lmq_broker.core.histograms import EDGES_MS, Counts, add, note, quantile
+from lmq_broker.core.histograms import EDGES_MS, Counts, add, bucket_of, quantile
 
 times = st.lists(st.integers(0, 40 * 86_400_000), min_size=1, max_size=60)
 
@@ -14,7 +14,7 @@ times = st.lists(st.integers(0, 40 * 86_400_000), min_size=1, max_size=60)
 def counted(some: list[int]) -> Counts:
     counts: Counts = {}
     for ms in some:
-        note(counts, ms)
+        add(counts, {bucket_of(ms): 1})
     return counts
 
 
