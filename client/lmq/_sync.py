@@ -362,7 +362,10 @@ class Client(Face):
             since: from the day that holds this time; None: from the first day that is kept.
             until: days that begin before this time; None: up to today.
             by: what has rows of its own, in the order to sort by: `day`, `user`, `model`, `task_type`; none: one row.
-            user: only this user's; whoever may not see others gets their own anyway.
+            user: only this user's; empty: those one may see, all or one's own.
+
+        Raises:
+            NotAllowed: the user is another, and one may not see others.
         """
         ask = _commands.usage(since, until, by, user)
         pages = [self._ask(ask)]

@@ -80,7 +80,7 @@ def command(
     # A day named as the last one is in.
     end = until + timedelta(milliseconds=1) if until is not None else None
     with session.client() as client:
-        found = client.usage(since=since, until=end, by=by, user=user)
+        found = client.usage(since=since, until=end, by=by, user=user or session.as_user)
     if session.json:
         session.emit(as_json(found, by, price))
     elif as_csv:

@@ -58,6 +58,7 @@ def test_a_date_is_a_day_in_utc_and_the_last_one_is_in() -> None:
     assert wish["until"] > datetime(2026, 11, 30, tzinfo=UTC), "the day begins before it"
     assert wish["until"] < datetime(2026, 12, 1, tzinfo=UTC)
     assert (wish["by"], wish["user"]) == (["task_type", "model"], "ann")
+    assert asked("--as", "shop/alice")["user"] == "shop/alice"
 
 
 @pytest.mark.parametrize(
