@@ -66,6 +66,8 @@ if TYPE_CHECKING:
         InstanceInfo,
         JobStatus,
         Json,
+        Limit,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -124,7 +126,9 @@ __all__ = [
     "JobStatus",
     "Json",
     "Kind",
+    "Limit",
     "LimitReached",
+    "LimitView",
     "LmqError",
     "ModelView",
     "NotAllowed",
@@ -178,8 +182,8 @@ _WHERE = {
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
         "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
-        "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
-        "UsageReply", "UsageRow", "Why", "WorkerState", "WorkerView",
+        "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason",
+        "Restart", "Tick", "Usage", "UsageReply", "UsageRow", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

@@ -7,6 +7,7 @@ from lmq_broker.core import (
     commands,
     holds,
     leases,
+    limiting,
     metrics,
     readers,
     reasons,
@@ -36,7 +37,6 @@ from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Disk, Session, Worker
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -44,6 +44,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -70,6 +71,7 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
@@ -77,9 +79,11 @@ from lmq_proto.messages import (
     Metrics,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -109,8 +113,8 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
             sessions.gone(state, stimulus.peer, now)
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
-        case DefaultsChanged():
-            clocks.change_defaults(state, stimulus.task_defaults)
+        case SettingsChanged():
+            clocks.change_settings(state, stimulus.settings)
         case HostFacts():
             state.host = stimulus
         case Stop():
@@ -203,6 +207,12 @@ def _from_client(
             views.list_workers(state, out, session, message, now)
         case ListModels():
             views.list_models(state, out, session, message)
+        case SetLimit():
+            limiting.set_limit(state, out, session, message, now)
+        case ResetLimits():
+            limiting.reset(state, out, session, message, now)
+        case ListLimits():
+            limiting.list_limits(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
         case Usage():
@@ -311,6 +321,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     """Dispatch, push what is new, journal the turn's events, and say when to wake."""
     unfinished = clocks.tend(state, out, now)
     ask_ms = leases.dispatch(state, out, now)
+    limiting.keep(state, out, now)
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)

@@ -114,7 +114,8 @@ def _slots(worker: Worker) -> int:
 _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
     ("lmq_worker_up", "Whether a worker is connected.", lambda worker: worker.peer is not None),
     ("lmq_worker_leases", "Jobs that a worker runs.", lambda worker: len(worker.leases)),
-    ("lmq_worker_slots", "Jobs that a worker can run at once.", _slots),
+    ("lmq_worker_slots", "Slots of a worker.", _slots),
+    ("lmq_worker_slots_taken", "Those of them that are taken.", lambda worker: worker.busy),
     (
         "lmq_worker_breaker_open", "Whether a worker's model server fails, so that its jobs wait.",
         lambda worker: worker.capacity.breaker is not None,
@@ -124,16 +125,16 @@ _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
 
 def _models(state: BrokerState) -> Iterator[str]:
     slots: dict[str, int] = {}
-    leased: dict[str, int] = {}
+    taken: dict[str, int] = {}
     waiting: dict[str, int] = {}
     for model in views.all_models(state):
         if model.loaded_on or model.waiting:
             name = model.model if len(slots) < NAMED else OTHERS
             slots[name] = slots.get(name, 0) + model.slots
-            leased[name] = leased.get(name, 0) + model.leased
+            taken[name] = taken.get(name, 0) + model.leased
             waiting[name] = waiting.get(name, 0) + model.waiting
     yield from _by("lmq_model_slots", "gauge", "Slots of a model's instances.", "model", slots)
-    yield from _by("lmq_model_leases", "gauge", "Jobs that run on a model.", "model", leased)
+    yield from _by("lmq_model_slots_taken", "gauge", "Those of them that are taken.", "model", taken)
     yield from _by("lmq_model_waiting", "gauge", "Ready jobs that name a model.", "model", waiting)
     none = {"done": 0, "failed": 0}
     for verb, table in (("loads", state.meters.loads), ("unloads", state.meters.unloads)):

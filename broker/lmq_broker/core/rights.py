@@ -17,6 +17,7 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
@@ -24,9 +25,11 @@ from lmq_proto.messages import (
     Metrics,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -51,6 +54,7 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
         Health,
         Usage,
@@ -61,7 +65,7 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup, SetLimit, ResetLimits})
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

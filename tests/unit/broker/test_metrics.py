@@ -138,7 +138,8 @@ def test_workers_with_their_slots_and_breakers() -> None:
     samples = measured(broker)
     assert of(samples, "lmq_workers_up") == 2
     assert values_of(samples, "lmq_worker_slots") == {"w1": 4, "w2": 3}
-    assert sum(values_of(samples, "lmq_worker_leases").values()) == 1
+    for metric in ("lmq_worker_leases", "lmq_worker_slots_taken"):
+        assert sum(values_of(samples, metric).values()) == 1
     assert values_of(samples, "lmq_worker_breaker_open") == {"w1": 0, "w2": 1}
     broker.breaks("w1")
     broker.turn(4000)
@@ -156,7 +157,7 @@ def test_models_with_their_slots_and_what_waits_for_them() -> None:
     assert values_of(samples, "lmq_model_slots") == {"qwen": 2, "llama": 0}, (
         "phi is on disk and nobody wants it"
     )
-    assert values_of(samples, "lmq_model_leases") == {"qwen": 1, "llama": 0}
+    assert values_of(samples, "lmq_model_slots_taken") == {"qwen": 1, "llama": 0}
     assert values_of(samples, "lmq_model_waiting") == {"qwen": 0, "llama": 1}
 
 

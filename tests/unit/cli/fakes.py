@@ -30,7 +30,7 @@ from lmq.cli.session import Session
 from lmq.errors import LmqError, NotReachable, WaitTimeout
 
 if TYPE_CHECKING:
-    from lmq import ModelView
+    from lmq import LimitView, ModelView
     from lmq.cli.port import BrokerPort
 
 URL = "tcp://127.0.0.1:7766"
@@ -132,6 +132,7 @@ class FakeBroker:
     all_queues: list[QueueView] = field(default_factory=list)
     all_workers: list[WorkerView] = field(default_factory=list)
     all_models: list[ModelView] = field(default_factory=list)
+    all_limits: list[LimitView] = field(default_factory=list)
     sums: list[UsageRow] = field(default_factory=list)
     total: UsageRow = field(default_factory=UsageRow)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -222,6 +223,17 @@ class FakeBroker:
 
     def models(self) -> list[ModelView]:
         return self.all_models
+
+    def limits(self) -> list[LimitView]:
+        return self.all_limits
+
+    def set_limit(self, of: str, value: float, **what: Any) -> bool:
+        self.did.append(("set_limit", {"of": of, "value": value, **what}))
+        return True
+
+    def reset_limits(self, name: str = "") -> bool:
+        self.did.append(("reset_limits", {"name": name}))
+        return True
 
     def health(self) -> HealthReply:
         return health()
