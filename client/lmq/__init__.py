@@ -78,6 +78,8 @@ if TYPE_CHECKING:
         Restart,
         Tick,
         Usage,
+        UsageReply,
+        UsageRow,
         Why,
         WorkerState,
         WorkerView,
@@ -153,6 +155,8 @@ __all__ = [
     "UpdateOptions",
     "UpgradeRequired",
     "Usage",
+    "UsageReply",
+    "UsageRow",
     "WaitTimeout",
     "Why",
     "WorkerState",
@@ -179,7 +183,7 @@ _WHERE = {
     "lmq.results": (
         "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
         "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason",
-        "Restart", "Tick", "Usage", "Why", "WorkerState", "WorkerView",
+        "Restart", "Tick", "Usage", "UsageReply", "UsageRow", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

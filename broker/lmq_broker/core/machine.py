@@ -8,10 +8,12 @@ from lmq_broker.core import (
     holds,
     leases,
     limiting,
+    metrics,
     readers,
     reasons,
     sessions,
     submit,
+    usage,
     views,
     workers,
 )
@@ -27,7 +29,9 @@ from lmq_broker.core.reads import (
     PayloadReply,
     ReadEvents,
     ReadText,
+    ReadUsage,
     TextReply,
+    UsageSums,
 )  # fmt: skip
 from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
@@ -72,6 +76,7 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     ResetLimits,
@@ -86,6 +91,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Who,
     Why,
 )  # fmt: skip
@@ -209,6 +215,10 @@ def _from_client(
             limiting.list_limits(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
+        case Usage():
+            usage.usage(state, out, session, message, now)
+        case Metrics():
+            metrics.metrics(state, out, session, message, now)
         case Backup():
             views.backup(state, out, session, message)
         case Bye():
@@ -270,6 +280,10 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer)
+        case UsageSums():
+            assert isinstance(request, ReadUsage)
+            assert isinstance(command, Usage)
+            usage.loaded(state, out, session, command, request, answer)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -311,6 +325,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)
+    usage.keep(state, out)
     if state.turn_events:
         put(state, out, EventsAdded(state.turn_events))
         readers.keep_events(state, state.turn_events)

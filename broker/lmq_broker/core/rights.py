@@ -22,6 +22,7 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     ResetLimits,
@@ -36,6 +37,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -55,6 +57,8 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         ListLimits,
         ListModels,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(

@@ -87,6 +87,10 @@ class Settings(msgspec.Struct, frozen=True):
     """What the journal may take on disk before the oldest final jobs go."""
     queues: int = 10_000
     workers: int = 1000
+    usage_rows: int = 5000
+    """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
+    usage_days: int = 731
+    """How long the daily sums are kept."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

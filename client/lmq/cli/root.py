@@ -52,6 +52,8 @@ COMMANDS: dict[str, Entry] = {
     "models": Entry("nouns", "models", "Models: list, show."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),
+    "usage": Entry("nouns", "usage", "Say what jobs have used, by day, user, model or type."),
+    "metrics": Entry("nouns", "metrics", "Print the broker's measurements for Prometheus."),
     "backup": Entry("nouns", "backup", "Copy the journal while the broker runs."),
     "restore": Entry("nouns", "restore", "Put a copy of the journal in place."),
     "completion": Entry("nouns", "completion", "Print the completion script of a shell."),
