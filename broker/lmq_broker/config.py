@@ -38,6 +38,8 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failures: int | None = None
     timeout_s: float | None = None
     keep_s: float | None = None
+    expected_s: float | None = None
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,6 +139,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 failures=base.failures if given.failures is None else given.failures,
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+                expected_ms=base.expected_ms if given.expected_s is None else int(given.expected_s * 1000),
             )
         return merged
 

@@ -19,6 +19,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     failures: int = 3
     timeout_ms: int = 600_000
     keep_ms: int = 7 * bounds.DAY_MS
+    expected_ms: int = 60_000
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 TASK_DEFAULTS: dict[str, TaskDefaults] = {

@@ -61,7 +61,7 @@ class Blfq:
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
         self._engines = Engines()
-        self._costs = Costs(settings.rates)
+        self._costs = Costs(settings.rates, settings.task_defaults)
         self._placing = Placing(settings, self._costs, self._engines, limits)
         self._band_of = [band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
@@ -155,16 +155,18 @@ class Blfq:
         self._unpark(self._limits.end(key, 0.0 if spent.innocent else tokens or run.tokens))
         if spent.innocent:
             actual = 0.0
-        elif tokens:
+        elif tokens and job.task_type in ENGINE_TASKS:
             counted = spent.prompt_tokens
             actual = prompt_cost(counted, run.rates) if counted else run.prompt_cost
             actual += spent.output_tokens * run.rates.output_ms
         elif job.task_type not in ENGINE_TASKS:
-            actual = float(spent.engine_ms)
+            actual = float(spent.engine_ms or max(0, now.mono_ms - lease.granted_ms))
         else:
             actual = max(run.received, run.prompt_cost) if spent.complete else run.received
         if spent.complete:
-            if spent.output_tokens:
+            if job.task_type not in ENGINE_TASKS:
+                self._costs.learn_length(job, job.model, int(actual))
+            elif spent.output_tokens:
                 self._costs.learn_length(job, job.model, spent.output_tokens)
             if share_ms > 0 and tokens and job.model:
                 self._costs.learn_rate(
@@ -324,7 +326,7 @@ class Blfq:
         band.start(flow, cost)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
-            weight=1.0 / lease.slot.leases, tokens=prompt + output, uses=job.terms.uses,
+            weight=1.0 / lease.slot.leases, tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens), uses=job.terms.uses,
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
