@@ -326,7 +326,8 @@ class Blfq:
         band.start(flow, cost)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
-            weight=1.0 / lease.slot.leases, tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens), uses=job.terms.uses,
+            weight=1.0 / lease.slot.leases, uses=job.terms.uses,
+            tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens),
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
