@@ -32,13 +32,24 @@ KNOWN = (
            later=Server("after the drift", 48, 30, 5, prefill_tokens_per_s=6000)),
 )  # fmt: skip
 
-# These were made up when it was done; nothing was changed because of them.
-UNSEEN = (
+# These were made up when it was done; nothing was changed because of them before they had their first figures (FIRST).
+# They showed that prompts being read were taken for a thrashing cache, which was mended.
+SEEN = (
     Server("preempts when full", 256, 12, 0.25, prefill_tokens_per_s=30_000, cache_tokens=40_000, preempts=True),
     Server("long prompts, short answers", 16, 15, 1, prefill_tokens_per_s=3000,
            jobs=Jobs(prompt_mean=3000, output_mean=120)),
     Server("jitter and stalls", 8, 45, 5, prefill_tokens_per_s=2000, jitter=0.35, stall_every_s=60),
     Server("flat, then steep", 128, 30, 8, free_streams=12),
+)  # fmt: skip
+FIRST = (0.97, 0.60, 0.74, 0.83)
+
+# These were made up after that; nothing was changed because of them.
+UNSEEN = (
+    Server("lengths of all kinds", 12, 22, 2.5, prefill_tokens_per_s=6000, jobs=Jobs(spread=1.3)),
+    Server("wide and slow", 32, 60, 1, prefill_tokens_per_s=1500),
+    Server("twice as fast at half time", 24, 40, 6, prefill_tokens_per_s=4000,
+           later=Server("twice as fast", 24, 20, 3, prefill_tokens_per_s=8000)),
+    Server("hardly fast enough", 4, 70, 12, prefill_tokens_per_s=500),
 )  # fmt: skip
 
 RATIO_LEAST, RATIO_MEAN = 0.90, 0.95
@@ -154,26 +165,36 @@ def _settled_s(found: Run, since_s: float) -> float:
 
 _ABOUT = f"""\
 Goodput is the text of jobs whose first token came within {FIRST_TOKEN_S:g} s of the request and whose mean gap between
-tokens was at most {GAP_S * 1000:g} ms, in tokens a second over {DURATION_S:g} s, the start included. The queue before the server
-never runs dry, and no server says how many slots it has. Beside the worker's own `KneeFit` stand all limits that stay
-as they are: the best of them, known only afterwards, is 1. KneeFit's settings were chosen beside the servers of the
-first table; those of the second were made up afterwards, and nothing was changed because of them.
+tokens was at most {GAP_S * 1000:g} ms, in tokens a second over {DURATION_S:g} s, the start included. The queue before
+the server never runs dry, and no server says how many slots it has. Beside the worker's own `KneeFit` stand all limits
+that stay as they are: the best of them, known only afterwards, is 1. A mean counts no ratio as more than 1.
 """
 
+_KNOWN = "Its settings were chosen beside these:\n"
+_SEEN = """\
+These were made up when it was done. At first sight the ratios were {first}: prompts being read
+were taken for a thrashing cache. That was mended, so these are no test of it any more:
+"""
+_UNSEEN = "These were made up after that, and nothing was changed because of them:\n"
 
-def report(known: Sequence[Verdict], unseen: Sequence[Verdict], command: str, *, quick: bool) -> str:
-    """Return the section of the document."""
+
+def report(found: dict[str, Verdict], command: str, *, quick: bool) -> str:
+    """Return the section of the document, of what was found of servers by name."""
     day = datetime.now(UTC).date().isoformat()
-    lines = [
+    known, seen, unseen = (
+        [found[each.name] for each in servers if each.name in found] for servers in (KNOWN, SEEN, UNSEEN)
+    )
+    parts = [
         "## Adaptive concurrency\n",
         f"Computed {day} at commit {commit()} by `{command}`, on a virtual clock: the same on any machine.\n",
         QUICK_RUN if quick else "",
         _ABOUT,
-        _table(known),
-        _table(unseen),
-        targets_table(targets(known, unseen)),
     ]
-    return "\n".join(line for line in lines if line)
+    first = ", ".join(f"{ratio:.2f}" for ratio in FIRST)
+    for words, verdicts in ((_KNOWN, known), (_SEEN.format(first=first), seen), (_UNSEEN, unseen)):
+        parts += [words, _table(verdicts)] if verdicts else []
+    parts.append(targets_table(targets([("known", known), ("once unseen", seen), ("unseen", unseen)])))
+    return "\n".join(part for part in parts if part)
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
@@ -198,34 +219,34 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     return markdown_table(head, rows)
 
 
-def targets(known: Sequence[Verdict], unseen: Sequence[Verdict]) -> list[Target]:
+def targets(groups: Sequence[tuple[str, Sequence[Verdict]]]) -> list[Target]:
     """Return what was to be reached."""
     found = []
-    for name, verdicts in (("known servers", known), ("unseen servers", unseen)):
+    for name, verdicts in groups:
         if verdicts:
             least = min(each.ratio for each in verdicts)
-            mean = statistics.fmean(each.ratio for each in verdicts)
+            mean = statistics.fmean(min(each.ratio, 1.0) for each in verdicts)
             waited = max(each.waited_p95 for each in verdicts)
             found += [
-                _target(f"{name}, least ratio", ">=", RATIO_LEAST, least),
-                _target(f"{name}, mean ratio", ">=", RATIO_MEAN, mean),
+                _target(f"{name}, least ratio", RATIO_LEAST, least),
+                _target(f"{name}, mean ratio", RATIO_MEAN, mean),
                 Target(
                     f"{name}, waiting inside after {WAITED_FROM_S:g} s, p95", "< 1", str(waited), waited < 1
                 ),
             ]
-    for each in (*known, *unseen):
+    for each in (each for _, verdicts in groups for each in verdicts):
         if each.drift is not None:
             settled_s = each.drift.settled_s
             found += [
                 Target(f"{each.server.name}, settled after", f"<= {SETTLED_S:g} s", f"{settled_s:.0f} s",
                        settled_s <= SETTLED_S),
-                _target(f"{each.server.name}, ratio from then on", ">=", RATIO_LEAST, each.drift.ratio),
+                _target(f"{each.server.name}, ratio from then on", RATIO_LEAST, each.drift.ratio),
             ]  # fmt: skip
     return found
 
 
-def _target(what: str, sign: str, reach: float, seen: float) -> Target:
-    return Target(what, f"{sign} {reach:.2f}", f"{seen:.3f}", seen >= reach)
+def _target(what: str, reach: float, seen: float) -> Target:
+    return Target(what, f">= {reach:.2f}", f"{seen:.3f}", seen >= reach)
 
 
 @click.command(epilog='\b\nExample:\n  python -m benchmarks.adaptive --only "4 slots" --no-write')
@@ -234,7 +255,7 @@ def _target(what: str, sign: str, reach: float, seen: float) -> Target:
     "--only",
     metavar="SERVER",
     multiple=True,
-    type=click.Choice([each.name for each in (*KNOWN, *UNSEEN)]),
+    type=click.Choice([each.name for each in (*KNOWN, *SEEN, *UNSEEN)]),
     help="Run only this server; the document is left alone.",
 )
 def main(only: tuple[str, ...], quick: bool, no_write: bool, output: Path, directory: Path) -> None:
@@ -245,14 +266,11 @@ def main(only: tuple[str, ...], quick: bool, no_write: bool, output: Path, direc
     wishes = Wishes(quick, no_write or bool(only), output.resolve(), directory.resolve())
     begin(wishes)
     found: dict[str, Verdict] = {}
-    for server in (*KNOWN, *UNSEEN):
+    for server in (*KNOWN, *SEEN, *UNSEEN):
         if not only or server.name in only:
             say(server.name)
             found[server.name] = judge(server, QUICK if quick else FULL)
-    known, unseen = (
-        [found[each.name] for each in all_of if each.name in found] for all_of in (KNOWN, UNSEEN)
-    )
-    finish(SECTION, report(known, unseen, typed(SECTION, wishes), quick=quick), wishes)
+    finish(SECTION, report(found, typed(SECTION, wishes), quick=quick), wishes)
 
 
 if __name__ == "__main__":

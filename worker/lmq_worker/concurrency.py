@@ -37,17 +37,18 @@ QUEUED_S, QUEUED_FEW_S, FEW = 8, 3, 3
 # How long until one more slot is tried: first, and at most.
 SLOT_TRY_S, SLOT_TRY_MAX_S = 300.0, 3600.0
 
-# Gaps so much longer than the line says mean that the cache thrashes. Gaps that stay so far off it, longer or shorter,
-# mean that the engine is not what it was: after so many windows the line is drawn anew, from them alone.
+# Most gaps being so much longer than the line says means that the cache thrashes; a few very long ones are a stall.
+# Gaps that stay so far off it, longer or shorter, mean that the engine is not what it was: after so many windows the
+# line is drawn anew, from them alone.
 OFF_RATIO, OFF_WINDOWS = 1.35, 5
-GUARD_SLO_RATIO = 0.5
+GUARD_SHARE, GUARD_SLO_RATIO = 0.5, 0.5
 GUARD_CUT, GUARD_HOLD_S, GUARD_PER_WINDOW = 0.8, 30.0, 0.5
 ERROR_CUT, ERROR_HOLD_S = 0.7, 30.0
 
 # Share of the cache that jobs of the usual size may fill; how many must have ended before that size is known.
 CACHE_RATIO, SIZES_LEAST = 0.9, 5
-# What the latest job counts in that size.
-SIZE_SHARE = 0.02
+# What the latest job counts in that size, and the latest window in how much reading prompts slows writing.
+SIZE_SHARE = READING_SHARE = 0.02
 
 
 class LimitedBy(StrEnum):
@@ -114,7 +115,10 @@ class KneeFit:
         self.limit = bounds.slots or min(START, bounds.most)
         self.limited_by = LimitedBy.SLOTS if bounds.slots else LimitedBy.PROBE
         self.line = GapLine()
+        """Of gaps in which no prompt was read: those say how the engine writes."""
         self._other_line: GapLine | None = None
+        self._reading_s = 0.0
+        self._readings = 0
 
         self._running = 0
         self._streams = 0
@@ -128,9 +132,9 @@ class KneeFit:
         self._window_slices = 0
         self._window_peak = 0
         self._running_peak = 0
-        self._gaps = 0
-        self._gaps_s = 0.0
-        self._gaps_streams = 0
+        self._gaps = _Gaps()
+        self._pure_gaps = _Gaps()
+        self._pure_since_s = now_s
 
         self._slots_found = 0
         self._slot_tried = False
@@ -161,11 +165,14 @@ class KneeFit:
         """Take note of some text of a request."""
         self.tick(now_s)
         if request.is_stream:
-            self._gaps += tokens
-            self._gaps_s += now_s - request.heard_s
-            self._gaps_streams += tokens * self._streams
+            gap_s = now_s - request.heard_s
+            long_s = OFF_RATIO * self.line.at(self._streams)
+            self._gaps.add(gap_s, tokens, self._streams, long_s)
+            if self._running == self._streams and request.heard_s >= self._pure_since_s:
+                self._pure_gaps.add(gap_s, tokens, self._streams, long_s)
         else:
             self._streams += 1
+            self._pure_since_s = now_s
             self._slice_peak = max(self._slice_peak, self._streams)
             self._window_peak = max(self._window_peak, self._streams)
         request.heard_s = now_s
@@ -212,7 +219,10 @@ class KneeFit:
     def _leave(self, request: Request, now_s: float) -> None:
         self.tick(now_s)
         self._running -= 1
-        self._streams -= request.is_stream
+        if request.is_stream:
+            self._streams -= 1
+        else:
+            self._pure_since_s = now_s
 
     # --- slices and windows ---
 
@@ -225,41 +235,49 @@ class KneeFit:
             self._close_window(self._slice_s)
 
     def _close_window(self, now_s: float) -> None:
-        gap_s = 0.0
-        if self._gaps >= GAPS_LEAST:
-            streams, gap_s = self._gaps_streams / self._gaps, self._gaps_s / self._gaps
-            self._guard(streams, gap_s, now_s)
-            self._fit(streams, gap_s)
+        gaps = self._gaps
+        is_off = self._pure_gaps.count >= GAPS_LEAST and self._fit(self._pure_gaps, now_s)
+        if gaps.count >= GAPS_LEAST and self.line.is_known and not is_off:
+            self._readings += 1
+            reading_s = (gaps.mean_s - self.line.at(gaps.streams)) / gaps.streams
+            self._reading_s += (reading_s - self._reading_s) * max(READING_SHARE, 1 / self._readings)
         if not self._bounds.slots:
             self._find_slots(now_s)
-        self._set_limit(gap_s, now_s)
-        self._window_slices = self._gaps = self._gaps_streams = 0
-        self._gaps_s = 0.0
+        self._set_limit(now_s)
+        self._window_slices = 0
+        self._gaps, self._pure_gaps = _Gaps(), _Gaps()
         self._window_peak, self._running_peak = self._streams, self._running
 
-    def _guard(self, streams: float, gap_s: float, now_s: float) -> None:
-        """Notice a cache that thrashes: gaps are far longer than the line says, and long."""
-        if (
-            self.line.is_known
-            and gap_s > OFF_RATIO * self.line.at(streams)
-            and gap_s > GUARD_SLO_RATIO * self._bounds.gap_s
-        ):
-            self._guarded = GUARD_CUT * streams
-            self._guarded_until_s = now_s + GUARD_HOLD_S
+    def _fit(self, gaps: _Gaps, now_s: float) -> bool:
+        """Take a window into the line, unless it is far off: enough of those in a row make a line of their own.
 
-    def _fit(self, streams: float, gap_s: float) -> None:
-        """Take a window into the line, unless it is far off: enough of those in a row make a line of their own."""
-        line, expected_s = self.line, self.line.at(streams)
-        if not line.is_known or expected_s / OFF_RATIO <= gap_s <= expected_s * OFF_RATIO:
+        Returns:
+            Whether it was off.
+        """
+        line, expected_s = self.line, self.line.at(gaps.streams)
+        if not line.is_known or expected_s / OFF_RATIO <= gaps.mean_s <= expected_s * OFF_RATIO:
             self._other_line = None
-            line.add(streams, gap_s)
-            return
+            line.add(gaps.streams, gaps.mean_s)
+            return False
+        self._guard(gaps, now_s)
         other = self._other_line
         if other is None:
             other = self._other_line = GapLine(line.base_s, line.per_stream_s)
-        other.add(streams, gap_s)
+        other.add(gaps.streams, gaps.mean_s)
         if other.windows >= OFF_WINDOWS:
             self.line, self._other_line = other, None
+            self._reading_s, self._readings = 0.0, 0
+        return True
+
+    def _guard(self, gaps: _Gaps, now_s: float) -> None:
+        """Notice a cache that thrashes: gaps are far longer than the line says, and long."""
+        if (
+            gaps.mean_s > OFF_RATIO * self.line.at(gaps.streams)
+            and gaps.mean_s > GUARD_SLO_RATIO * self._bounds.gap_s
+            and gaps.long_count > GUARD_SHARE * gaps.count
+        ):
+            self._guarded = GUARD_CUT * gaps.streams
+            self._guarded_until_s = now_s + GUARD_HOLD_S
 
     def _find_slots(self, now_s: float) -> None:
         """Notice how many slots there are, some jobs always waiting while others are written; try one more at times."""
@@ -268,7 +286,7 @@ class KneeFit:
         span = QUEUED_FEW_S if self.limit <= FEW else QUEUED_S
         seen = list(self._slices)[-span:]
         most, least = max(one.streams for one in seen), min(one.running for one in seen)
-        if len(seen) == span and 0 < most < least and self._gaps:
+        if len(seen) == span and 0 < most < least and self._gaps.count:
             if self._slot_tried:
                 self._slot_wait_s = min(2 * self._slot_wait_s, SLOT_TRY_MAX_S)
             self._slots_found, self._slot_tried = most, False
@@ -280,23 +298,23 @@ class KneeFit:
 
     # --- the limit ---
 
-    def _set_limit(self, gap_s: float, now_s: float) -> None:
+    def _set_limit(self, now_s: float) -> None:
         target, by = min(self._limits(now_s))
         if target < self.limit:
             self.limit, self.limited_by = target, by
         elif now_s >= self._held_until_s:
-            if target > self.limit and self._may_grow(gap_s):
+            if target > self.limit and self._may_grow():
                 self.limit = min(target, self.limit + max(1, int(self.limit * GROWTH_RATIO)))
             self.limited_by = by if self.limit == target else LimitedBy.PROBE
 
-    def _may_grow(self, gap_s: float) -> bool:
+    def _may_grow(self) -> bool:
         if self._running_peak < self.limit:
             return False
         if self._bounds.slots:
             return True
         if self._window_peak < BUSY_RATIO * self.limit:
             return False
-        return self.line.is_known or 0.0 < gap_s < TRY_RATIO * self._bounds.gap_s
+        return self.line.is_known or 0.0 < self._gaps.mean_s < TRY_RATIO * self._bounds.gap_s
 
     def _limits(self, now_s: float) -> list[tuple[int, LimitedBy]]:
         """Return all that bounds the limit now."""
@@ -307,10 +325,12 @@ class KneeFit:
         elif self._slots_found:
             found.append((self._slots_found + self._slot_tried, LimitedBy.SLOTS))
         if line.is_known and not bounds.slots:
-            found.append((self._steady(gain_limit(line.base_s, line.per_stream_s)), LimitedBy.GAIN))
-            if line.per_stream_s > 0.0:
+            # Each stream stands for its share of the prompts that are read meanwhile, too.
+            per_stream_s = line.per_stream_s + max(self._reading_s, 0.0)
+            found.append((self._steady(gain_limit(line.base_s, per_stream_s)), LimitedBy.GAIN))
+            if per_stream_s > 0.0:
                 room_s = SLO_RATIO * bounds.gap_s - line.base_s
-                found.append((self._steady(room_s / line.per_stream_s), LimitedBy.SLO))
+                found.append((self._steady(room_s / per_stream_s), LimitedBy.SLO))
         if self._guarded < math.inf:
             windows = max(now_s - self._guarded_until_s, 0.0) // WINDOW_SLICES
             found.append((self._guarded + GUARD_PER_WINDOW * windows, LimitedBy.GUARD))
@@ -334,6 +354,32 @@ def gain_limit(base_s: float, per_stream_s: float) -> float:
         return 1.0 + most
     half = (a - b) / (2 * b)
     return math.sqrt(half * half + a * (1.0 + most) / b) - half
+
+
+@dataclass(slots=True)
+class _Gaps:
+    """The gaps between tokens of all streams in a window."""
+
+    count: int = 0
+    sum_s: float = 0.0
+    streams_sum: int = 0
+    long_count: int = 0
+
+    def add(self, gap_s: float, tokens: int, streams: int, long_s: float) -> None:
+        self.count += tokens
+        self.sum_s += gap_s
+        self.streams_sum += tokens * streams
+        if gap_s > tokens * long_s:
+            self.long_count += tokens
+
+    @property
+    def mean_s(self) -> float:
+        return self.sum_s / self.count if self.count else 0.0
+
+    @property
+    def streams(self) -> float:
+        """How many streams there were, as the mean gap saw it."""
+        return self.streams_sum / self.count
 
 
 @dataclass(frozen=True, slots=True)
