@@ -194,6 +194,8 @@ class InstanceInfo(Part, frozen=True, kw_only=True):
     kind: str = "llm"
     """`llm`, `embedding` or `any`."""
     slots: int = 1
+    limit_by: str = ""
+    """What keeps `slots` from being more, a word for people."""
     context_tokens: int = 0
     ours: bool = False
     """lmq loaded it, so lmq may unload it."""
