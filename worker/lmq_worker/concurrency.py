@@ -197,7 +197,7 @@ class KneeFit:
         """
         self._leave(request, now_s)
         self._held_until_s = now_s + ERROR_HOLD_S
-        if request.began_s >= self._cut_s:
+        if request.began_s > self._cut_s:
             self._cut_s = now_s
             self.limit = max(1, int(self.limit * ERROR_CUT))
             self.limited_by = LimitedBy.ERRORS
@@ -208,6 +208,7 @@ class KneeFit:
             # Of a long silence the latest slices are enough: nothing changed in it.
             self._slice_s = self._event_s = now_s - QUEUED_S
             self._running_s = 0.0
+            self._begin_window()
         while now_s >= self._slice_s + 1.0:
             self._slice_s += 1.0
             self._running_s += self._running * (self._slice_s - self._event_s)
@@ -244,6 +245,9 @@ class KneeFit:
         if not self._bounds.slots:
             self._find_slots(now_s)
         self._set_limit(now_s)
+        self._begin_window()
+
+    def _begin_window(self) -> None:
         self._window_slices = 0
         self._gaps, self._pure_gaps = _Gaps(), _Gaps()
         self._window_peak, self._running_peak = self._streams, self._running
@@ -265,8 +269,10 @@ class KneeFit:
             other = self._other_line = GapLine(line.base_s, line.per_stream_s)
         other.add(gaps.streams, gaps.mean_s)
         if other.windows >= OFF_WINDOWS:
+            # What was found of the engine that it was holds no longer.
             self.line, self._other_line = other, None
             self._reading_s, self._readings = 0.0, 0
+            self._guarded = math.inf
         return True
 
     def _guard(self, gaps: _Gaps, now_s: float) -> None:
