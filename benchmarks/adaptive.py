@@ -106,9 +106,9 @@ class Verdict:
 
 def judge(server: Server, effort: Effort) -> Verdict:
     """Run one server under all limits and under the one that adapts."""
-    statics = {limit: _static(server, limit, effort) for limit in _limits(server, effort)}
-    best_limit = max(statics, key=lambda limit: statistics.fmean(each.goodput() for each in statics[limit]))
-    best = [each.goodput() for each in statics[best_limit]]
+    fixed = {limit: _static(server, limit, effort) for limit in _limits(server, effort)}
+    best_limit = max(fixed, key=lambda limit: statistics.fmean(each.goodput() for each in fixed[limit]))
+    best = [each.goodput() for each in fixed[best_limit]]
     adaptive = [adapt(server, seed) for seed in effort.seeds]
     return Verdict(
         server=server,
