@@ -173,3 +173,8 @@ def test_no_limit_is_ever_exceeded(seed: int) -> None:
                         "stopped" if lease.stopping else "complete", epoch=lease.epoch, attempt=lease.attempt,
                     )  # fmt: skip
         assert not world.broker.state.jobs, "a limit let somebody wait for ever"
+
+
+def test_a_group_always_has_the_job_whose_turn_it_is() -> None:
+    """Of this seed a group had nobody in it, and took a slot for ever."""
+    test_no_limit_is_ever_exceeded.hypothesis.inner_test(311513)  # type: ignore[attr-defined]

@@ -483,13 +483,17 @@ class Blfq:
         count = max(1, min(count, self._limits.most_at(job, instance)))
         turns = []
         left: dict[Flow, int] = {}
-        for flow in nsmallest(count, lane.standing.noted, key=_turn_of):
+        noted = lane.standing.noted
+        first = nsmallest(count, noted, key=lambda each: (noted[each], each.number))
+        for number, flow in enumerate(first):
             jobs = flow.lines[key].first(count)
-            turns.append((flow.key if self._settings.shares else 0.0, flow.number, flow, iter(jobs)))
+            turns.append((flow.key if self._settings.shares else 0.0, number, flow, iter(jobs)))
             left[flow] = min(
                 self._limits.most(flow.user, key.queue, key.task_type, self._now_ms),
                 self._limits.most_at(jobs[0], instance),
             )
+        # The head itself may start, or nobody would have come here.
+        left[head[3]] = max(1, left[head[3]])
         heapify(turns)
         group: list[Job] = []
         tokens = 0
@@ -524,10 +528,6 @@ def _run_key(lease: Lease) -> RunKey:
 
 def _first(models: tuple[str, ...]) -> str:
     return models[0] if models else ""
-
-
-def _turn_of(flow: Flow) -> tuple[float, int]:
-    return flow.key, flow.number
 
 
 def _serves_engines(pool: Pool) -> bool:
