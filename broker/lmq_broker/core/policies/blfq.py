@@ -487,7 +487,8 @@ class Blfq:
         first = nsmallest(count, noted, key=lambda each: (noted[each], each.number))
         for number, flow in enumerate(first):
             jobs = flow.lines[key].first(count)
-            turns.append((flow.key if self._settings.shares else 0.0, number, flow, iter(jobs)))
+            key_, tie = (flow.key, flow.number) if self._settings.shares else (0.0, number)
+            turns.append((key_, tie, flow, iter(jobs)))
             left[flow] = min(
                 self._limits.most(flow.user, key.queue, key.task_type, self._now_ms),
                 self._limits.most_at(jobs[0], instance),

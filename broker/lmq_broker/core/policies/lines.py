@@ -7,7 +7,6 @@ expire, wait in a heap. A line is some ten times cheaper than a heap, and does n
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
 
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
@@ -102,7 +101,13 @@ class JobLine:
             if self._waits(job, (PRIORITY_MAX - priority, NEVER_MS, order))
         )
         merged = heapq.merge(returned, lined, key=_place_of_entry)
-        return [job for _, _, job in islice(merged, count)]
+        found: dict[int, Job] = {}
+        for _, _, job in merged:
+            # One that was taken out and put back may stand here twice.
+            found[job.number] = job
+            if len(found) == count:
+                break
+        return list(found.values())
 
     def before(self, priority: int, order: int) -> int:
         """Return how many jobs come before a place: of higher priority, or of the same and a smaller order."""
