@@ -17,10 +17,9 @@ from lmq_proto import bounds
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "rates")
+_TABLES = ("tasks", "bands", "weights", "ceilings", "rates")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
-_WEIGHT_MAX = 1000
 
 
 class ConfigError(Exception):
@@ -57,6 +56,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Strict groups of priorities, from the strictest on (blfq)."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
+    ceilings: dict[str, int] = {}
+    """User -> the highest priority that may be asked for; none for all others."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
     open_role: str = "admin"
@@ -80,6 +81,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
             task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
+            ceilings=self.ceilings,
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -205,8 +207,13 @@ def _check(config: BrokerConfig) -> None:
                 f"band {band.name!r}: allowed is a share from 0 to below 1 and a patience from 0 to {_PATIENCE_MAX}"
             )
     for user, weight in config.weights.items():
-        if not 0 < weight <= _WEIGHT_MAX:
-            raise ConfigError(f"weights.{user} = {weight}: allowed is above 0, up to {_WEIGHT_MAX}")
+        if not 1 / bounds.WEIGHT_MAX <= weight <= bounds.WEIGHT_MAX:
+            raise ConfigError(
+                f"weights.{user} = {weight}: allowed is {1 / bounds.WEIGHT_MAX:g} to {bounds.WEIGHT_MAX}"
+            )
+    for user, ceiling in config.ceilings.items():
+        if not 0 <= ceiling <= bounds.PRIORITY_MAX:
+            raise ConfigError(f"ceilings.{user} = {ceiling}: allowed is 0 to {bounds.PRIORITY_MAX}")
     for model, rates in config.rates.items():
         if min(rates.prompt_ms, rates.output_ms) < 0:
             raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")

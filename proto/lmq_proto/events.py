@@ -33,12 +33,14 @@ class Kind(StrEnum):
     LOAD_FAILED = "load_failed"
     BREAKER_OPEN = "breaker_open"
     BREAKER_CLOSED = "breaker_closed"
+    USER_SET = "user_set"
+    USER_RESET = "user_reset"
     BROKER_STARTED = "broker_started"
     BROKER_STOPPED = "broker_stopped"
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """One thing that happened. Fields of a job are set for events of a job only."""
+    """One thing that happened. Fields of a job are set for events of a job only, `user` for those of a user too."""
 
     seq: int
     at_ms: int

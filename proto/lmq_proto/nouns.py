@@ -1,6 +1,6 @@
 """Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
 
-from lmq_proto.parts import ModelView, Part, QueueView, WorkerView
+from lmq_proto.parts import Allowance, BandView, ModelView, Part, QueueView, UserView, WorkerView
 
 
 class Pause(Part, frozen=True, kw_only=True):
@@ -78,6 +78,38 @@ class Models(Part, frozen=True, kw_only=True):
 
     request_id: int
     models: list[ModelView]
+
+
+class ListUsers(Part, frozen=True, kw_only=True):
+    """Ask who waits and runs, with which share."""
+
+    request_id: int
+
+
+class Users(Part, frozen=True, kw_only=True):
+    """Users in the bands where they wait, run, or ran within the last minute; all bands; all allowances."""
+
+    request_id: int
+    policy: str
+    users: list[UserView]
+    bands: list[BandView]
+    allowances: list[Allowance] = []
+
+
+class SetUser(Part, frozen=True, kw_only=True):
+    """Give a user a weight, a ceiling or both. Absent means: leave."""
+
+    request_id: int
+    user: str
+    weight: float | None = None
+    ceiling: int | None = None
+
+
+class ResetUser(Part, frozen=True, kw_only=True):
+    """Take back what commands gave a user: the configuration file counts again."""
+
+    request_id: int
+    user: str
 
 
 class Health(Part, frozen=True, kw_only=True):

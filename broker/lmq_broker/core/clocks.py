@@ -1,18 +1,15 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, views, workers
-from lmq_broker.core.chronicle import Out, numbers_of, put
+from lmq_broker.core import holds, jobs, leases, sessions, shares, views, workers
+from lmq_broker.core.chronicle import Out, keep_ledger, numbers_of
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
-from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import TaskDefaults
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
 
 _TICK_MS = 1000
-LEDGER = "ledger/"
-"""Prefix of the journal's names for what a policy keeps."""
 
 
 def tend(state: BrokerState, out: Out, now: Now) -> bool:
@@ -27,6 +24,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         holds.end_over(state, out, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        shares.sample(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)
@@ -34,12 +32,6 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         state.next_retention_ms = now.mono_ms + state.settings.retention_every_ms
         _ask_for_due(state, out, now)
     return unfinished
-
-
-def keep_ledger(state: BrokerState, out: Out) -> None:
-    """Note in the journal what has changed in the policy's ledger; what a crash takes of it is a second's worth."""
-    for name, value in state.policy.changes().items():
-        put(state, out, MetaSet(LEDGER + name, value))
 
 
 def next_wake(state: BrokerState, now: Now) -> int:

@@ -10,11 +10,13 @@ from lmq_broker.core import (
     readers,
     reasons,
     sessions,
+    shares,
     submit,
+    users,
     views,
     workers,
 )
-from lmq_broker.core.chronicle import Out, put, refuse, tell
+from lmq_broker.core.chronicle import Out, keep_ledger, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
     Context,
@@ -68,13 +70,16 @@ from lmq_proto.messages import (
     ListJobs,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     Pause,
     Phases,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -197,6 +202,12 @@ def _from_client(
             views.list_workers(state, out, session, message, now)
         case ListModels():
             views.list_models(state, out, session, message)
+        case ListUsers():
+            shares.list_users(state, out, session, message)
+        case SetUser():
+            users.set_user(state, out, session, message, now)
+        case ResetUser():
+            users.reset_user(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
         case Backup():
@@ -315,7 +326,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
 def _stop(state: BrokerState, out: Out, now: Now) -> None:
     """Take no more, and tell every peer; running jobs go on at their workers."""
     state.stopping = True
-    clocks.keep_ledger(state, out)
+    keep_ledger(state, out)
     tell(state, now, Kind.BROKER_STOPPED)
     out.extend(
         Send(PeerId(peer), ByeMessage(reason="stopping"), after=state.position) for peer in state.sessions

@@ -19,13 +19,16 @@ from lmq_proto.messages import (
     ListJobs,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     Pause,
     Phases,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -50,6 +53,7 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         ListQueues,
         ListWorkers,
         ListModels,
+        ListUsers,
         Health,
     }
 )
@@ -57,7 +61,7 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, SetUser, ResetUser, Backup})
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

@@ -67,7 +67,9 @@ class Settings(msgspec.Struct, frozen=True):
     foresees: bool = True
     """What a job will cost is charged when it starts; no: as it is received."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
-    """User -> weight in the fair share; 1 for all others."""
+    """User -> weight in the fair share; 1 for all others. What commands say wins."""
+    ceilings: dict[str, int] = msgspec.field(default_factory=dict)
+    """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
     open_role: str = "admin"
@@ -82,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True):
     """What the journal may take on disk before the oldest final jobs go."""
     queues: int = 10_000
     workers: int = 1000
+    allowances: int = 10_000
+    """Users to whom commands gave a weight or a ceiling."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

@@ -12,10 +12,20 @@ from collections.abc import Iterator
 import msgspec
 
 from lmq_broker.core.models import names_of
-from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
-from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, band_of, pool_name, standing_of
+from lmq_broker.core.policies.lanes import (
+    LLM_POOL,
+    BandShare,
+    Head,
+    Lane,
+    Pool,
+    Share,
+    band_of,
+    pool_name,
+    standing_of,
+)
 from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
@@ -35,6 +45,7 @@ class Blfq:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._weights = dict(settings.weights)
         self._pools: dict[str, Pool] = {}
         self._homes: dict[int, JobLine] = {}
         self._places: dict[LaneKey, Places] = {}
@@ -79,7 +90,7 @@ class Blfq:
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
         pool, index = self._pool(job), self._band_of[job.priority]
-        flow = pool.bands[index].flows[job.user if self._settings.shares else _ALL]
+        flow = pool.bands[index].flows[self._name(job.user)]
         line = self._homes[job.number]
         line.remove(job)
         lane = pool.lanes[index][line.key]
@@ -159,7 +170,7 @@ class Blfq:
             name, index, user = key.split(_SEPARATOR)
             pool = self._pools.setdefault(name, Pool(self._settings))
             if int(index) < len(pool.bands):
-                weight = self._settings.weights.get(user, 1.0)
+                weight = self._weights.get(user, 1.0)
                 pool.bands[int(index)].restore(user, msgspec.msgpack.decode(value, type=float), weight)
 
     # --- asked -------------------------------------------------------------------------------------------------------
@@ -209,7 +220,7 @@ class Blfq:
             lane.jobs for lanes in pool.lanes[:index] for key, lane in lanes.items() if key in competing
         )
         band = pool.bands[index]
-        flow = band.flows[job.user if self._settings.shares else _ALL]
+        flow = band.flows[self._name(job.user)]
         mine = sum(
             line.before(job.priority, job.order) for key, line in flow.lines.items() if key in competing
         )
@@ -234,15 +245,47 @@ class Blfq:
             if lane.places.names & wanted
         )
 
-    def shares(self) -> list[Share]:
-        """Return how all flows stand."""
+    def weigh(self, user: str, weight: float) -> None:
+        """Give a user's flows another weight."""
+        self._weights[user] = weight
+        self._placing.least_weight = min(1.0, *self._weights.values())
+        for pool in self._pools.values():
+            for band, lanes in zip(pool.bands, pool.lanes, strict=True):
+                flow = band.flows.get(user)
+                if flow is not None and self._settings.shares:
+                    band.weigh(flow, weight)
+                    for key in flow.lines:
+                        lanes[key].standing.put(flow)
+
+    def shares(self, *, idle: bool = True) -> list[Share]:
+        """Return how flows stand."""
         return [
             Share(name, band.index, flow.user, flow.weight, flow.service * flow.weight, flow.predicted, flow.key,
                   flow.queued, flow.running)
             for name, pool in self._pools.items()
             for band in pool.bands
             for flow in band.flows.values()
+            if idle or flow.queued or flow.running
         ]  # fmt: skip
+
+    def bands(self) -> list[BandShare]:
+        """Return how bands stand."""
+        return [
+            BandShare(name, band.index, each.lowest, band.share, sum(lane.jobs for lane in lanes.values()),
+                      band.running, band.owed)
+            for name, pool in self._pools.items()
+            for each, band, lanes in zip(self._settings.bands, pool.bands, pool.lanes, strict=True)
+        ]  # fmt: skip
+
+    def charged(self) -> dict[FlowKey, float]:
+        """Return what flows have received since it was last asked."""
+        found: dict[FlowKey, float] = {}
+        for name, pool in self._pools.items():
+            for band in pool.bands:
+                for user, cost in band.charged.items():
+                    found[name, band.index, user] = cost
+                band.charged.clear()
+        return found
 
     def virtual_times(self) -> dict[int, float]:
         """Return where a newcomer begins in each band of the engines' pool."""
@@ -258,10 +301,13 @@ class Blfq:
             pool = self._pools[name] = Pool(self._settings)
         return pool
 
+    def _name(self, user: str) -> str:
+        """Return the name of the flow that a user's jobs are in."""
+        return user if self._settings.shares else _ALL
+
     def _flow(self, band: Band, user: str) -> Flow:
-        if not self._settings.shares:
-            return band.flow(_ALL, 1.0)
-        return band.flow(user, self._settings.weights.get(user, 1.0))
+        name = self._name(user)
+        return band.flow(name, self._weights.get(name, 1.0))
 
     def _charge(self, lease: Lease, instance: Instance | None, now_ms: int) -> None:
         job = lease.job

@@ -51,6 +51,21 @@ class Share(msgspec.Struct, frozen=True):
     running: int
 
 
+class BandShare(msgspec.Struct, frozen=True):
+    """How one band of a pool stands."""
+
+    pool: str
+    band: int
+    lowest: int
+    """Its lowest priority."""
+    least: float
+    """Its least share of what stricter bands get."""
+    queued: int
+    running: int
+    owed: float
+    """Of its least share, in milliseconds of engine time."""
+
+
 def key_of(flow: Flow) -> float:
     """Return K of a flow; as a function, which is quicker than the property."""
     return flow.service + flow.predicted / flow.weight

@@ -116,6 +116,8 @@ class Band:
         self._most = 0.0
         self._waiting = Standing(_service)
         self._flows_made = 0
+        self.charged: dict[str, float] = {}
+        """User -> cost received since it was last asked for; unlike `service` it knows no lifts."""
         self.changed: set[str] = set()
         """Users whose settled service is another than was last noted; the empty name stands for `virtual`."""
 
@@ -173,6 +175,7 @@ class Band:
         flow.predicted = max(0.0, flow.predicted - foreseen)
         flow.service += received / flow.weight
         flow.unsettled += received
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + received
         self._note(flow)
 
     def end(self, flow: Flow, actual: float, received: float, unused: float) -> None:
@@ -182,6 +185,7 @@ class Band:
         # With nothing left to run nothing is predicted, whatever rounding has left over.
         flow.predicted = max(0.0, flow.predicted - unused) if flow.running else 0.0
         flow.service += (actual - received) / flow.weight
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + actual - received
         flow.unsettled = max(0.0, flow.unsettled - received) if flow.running else 0.0
         self._note(flow)
         self.changed.add(flow.user)
@@ -190,6 +194,24 @@ class Band:
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]
+
+    def weigh(self, flow: Flow, weight: float) -> None:
+        """Give a flow another weight. What it owes to the others stays the same in cost.
+
+        Owed is what it has received beyond where a newcomer begins; no weight puts it before that, or before where it
+        stood. What running jobs have received is taken at the new weight, as it may yet be refunded at that.
+        """
+        first = self._waiting.first()
+        start = self.virtual if first is None else max(self.virtual, first[0])
+        settled = flow.settled
+        if settled > start:
+            settled = start + (settled - start) * flow.weight / weight
+        flow.service = max(min(flow.service, start), settled + flow.unsettled / weight)
+        flow.weight = weight
+        self._note(flow)
+        self.changed.add(flow.user)
+        if flow.queued:
+            self._waiting.put(flow)
 
     def restore(self, user: str, service: float, weight: float) -> None:
         """Bring back what was noted of a user, or of where newcomers begin."""
