@@ -57,6 +57,8 @@ if TYPE_CHECKING:
         WrongState,
     )
     from lmq.results import (
+        Allowance,
+        BandView,
         ChatResult,
         EmbedResult,
         ErrorInfo,
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
         Restart,
         Tick,
         Usage,
+        Users,
+        UserView,
         Why,
         WorkerState,
         WorkerView,
@@ -86,6 +90,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINAL",
     "OPEN",
+    "Allowance",
     "AsyncClient",
     "AsyncEmbedJob",
     "AsyncEventStream",
@@ -96,6 +101,7 @@ __all__ = [
     "BadConfig",
     "BadField",
     "BadPayload",
+    "BandView",
     "ChatOptions",
     "ChatResult",
     "Client",
@@ -149,6 +155,8 @@ __all__ = [
     "UpdateOptions",
     "UpgradeRequired",
     "Usage",
+    "UserView",
+    "Users",
     "WaitTimeout",
     "Why",
     "WorkerState",
@@ -173,9 +181,10 @@ _WHERE = {
     "lmq_proto.events": ("Kind",),
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
-        "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
-        "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
-        "Why", "WorkerState", "WorkerView",
+        "Allowance", "BandView", "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold",
+        "InstanceInfo", "JobStatus", "Json", "ModelView", "Outcome", "Piece", "Progress", "QueueSize",
+        "QueueView", "Reason", "Restart", "Tick", "Usage", "UserView", "Users", "Why", "WorkerState",
+        "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""
