@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         State,
         Tick,
         UpdateOptions,
+        Users,
         Why,
         WorkerState,
         WorkerView,
@@ -37,6 +38,7 @@ class JobPort(Protocol):
     """A job."""
 
     task_type: str
+    given_priority: int | None
 
     @property
     def id(self) -> str:
@@ -169,6 +171,15 @@ class BrokerPort(Protocol):
 
     def models(self) -> list[ModelView]:
         """All models."""
+
+    def users(self) -> Users:
+        """How users and bands stand."""
+
+    def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        """Give a user a weight or a ceiling."""
+
+    def reset_user(self, user: str) -> bool:
+        """Take that back."""
 
     def health(self) -> HealthReply:
         """How the broker is."""

@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "queues": Entry("nouns", "queues", "Queues: list, show, pause, resume, drain."),
     "workers": Entry("nouns", "workers", "Workers: list, show, pause, resume, drain."),
     "models": Entry("nouns", "models", "Models: list, show."),
+    "users": Entry("nouns", "users", "Users and their shares: list, show, set, reset."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),
     "backup": Entry("nouns", "backup", "Copy the journal while the broker runs."),
