@@ -30,7 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "up": Entry("start", "up", "Start a broker and a worker for the LM Studio found."),
     "demo": Entry("start", "demo.command", "See it all at work, broker killed half way."),
     "doctor": Entry("start", "doctor", "Find what is wrong and say what to type."),
-    "top": Entry("start", "top", "Watch queues, workers and jobs in one table."),
+    "top": Entry("start", "top.command", "Watch users, workers and jobs, and act on them."),
     "chat": Entry("jobs", "chat", "Ask a model and read the answer as it is written."),
     "embed": Entry("jobs", "embed", "Turn texts into vectors."),
     "submit": Entry("jobs", "submit", "Submit jobs of any task type."),
