@@ -81,9 +81,12 @@ def _header(model: Model, view: View, width: int) -> list[Line]:
     for number, word, color in counts:
         if number or word in ("running", "waiting"):
             spans += [(f"{number:,}", f"bold {color}".strip() if number else ""), (f" {word}   ", "")]
-    disk = f"journal {size(health.journal_bytes)}, {size(health.journal_free_bytes)} free"
-    disk += f", commit {health.commit_p50_us / 1000:.1f} ms" if health.commit_p50_us else ""
-    lines = [first, apart((*spans, (ended, "")), plain(disk, "dim"), width)]
+    disk = f"journal {size(health.journal_bytes)}"
+    more = f", {size(health.journal_free_bytes)} free, commit {health.commit_p50_us / 1000:.1f} ms"
+    facts = (*spans, (ended, ""))
+    if width_of(text_of(facts)) + GAP + len(disk) + len(more) <= width:
+        disk += more
+    lines = [first, apart(facts, plain(disk, "dim"), width)]
     if model.is_old:
         away = f"no word from the broker for {duration(model.now_s - model.seen_s)}; what is shown is old"
         lines.append(plain(away, "bold red"))
@@ -115,13 +118,12 @@ def _footer(model: Model, width: int) -> Line:
             )
         case Entry(question=question, text=text, wrong=wrong):
             typed = one_line(text) + (" " if text.endswith(" ") else "")
-            asked = ((f"{question} ", "bold"), (typed, ""), ("█", ""))
-            return (*asked, (f"   {wrong}", "red")) if wrong else asked
+            return ((wrong, "bold red") if wrong else (question, "bold")), (f" {typed}", ""), ("█", "")
     if model.said is not None:
         return plain(one_line(model.said.text), "bold red" if model.said.failed else "bold")
     spans: list[tuple[str, str]] = []
     for key, word in (("tab", "pane"), *_HINTS[model.focus], ("s", "sort"), ("?", "help"), ("q", "quit")):
-        spans += [(key, "bold"), (f" {word}   ", "dim")]
+        spans += [(key, "bold"), (f" {word}  ", "dim")]
     return tuple(spans)
 
 

@@ -6,6 +6,8 @@ The standard library is enough for this: `termios` where there is a terminal dev
 from __future__ import annotations
 
 import codecs
+import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -112,29 +114,6 @@ class Keys:
     def pressed(self) -> Iterator[str]:
         """Give the keys as they are pressed, until it is left or the terminal is gone."""
         if sys.platform == "win32":
-            yield from self._windows()
-        else:
-            yield from self._posix()
-
-    def _posix(self) -> Iterator[str]:
-        import os
-        import select
-
-        fd = sys.stdin.fileno()
-        decoder = Decoder()
-        while not self._over.is_set():
-            can_read, _, _ = select.select([fd], [], [], ESCAPE_S if decoder.is_waiting else LOOK_UP_S)
-            if not can_read:
-                yield from decoder.flush()
-                continue
-            data = os.read(fd, 1024)
-            if not data:
-                yield "ctrl-c"
-                return
-            yield from decoder.feed(data)
-
-    def _windows(self) -> Iterator[str]:
-        if sys.platform == "win32":
             import msvcrt
 
             while not self._over.wait(0.02):
@@ -150,3 +129,16 @@ class Keys:
                         )
                     if name:
                         yield name
+        else:
+            fd = sys.stdin.fileno()
+            decoder = Decoder()
+            while not self._over.is_set():
+                wait_s = ESCAPE_S if decoder.is_waiting else LOOK_UP_S
+                can_read, _, _ = select.select([fd], [], [], wait_s)
+                if not can_read:
+                    yield from decoder.flush()
+                    continue
+                data = os.read(fd, 1024)
+                if not data:
+                    return
+                yield from decoder.feed(data)

@@ -146,6 +146,8 @@ class Confirm:
 
     question: str
     act: Act
+    about: Row | None = None
+    """Whose priority may be moved further while it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,11 @@ def _pressed(model: Model, key: str) -> tuple[Model, list[Wish]]:
         case "?":
             return replace(model, popup=Popup("keys", HELP)), []
         case "c" | "p" | "+" | "=" | "-" | "w" | "enter":
-            return _on_row(model, model.row(), key)
+            row = model.row()
+            if row is not None:
+                # Whatever moves meanwhile, it stays the selected one.
+                model = replace(model, selected={**model.selected, model.focus: row.key})
+            return _on_row(model, row, key)
     return model, []
 
 
@@ -347,7 +353,7 @@ def _prioritise(model: Model, row: Row, priority: int) -> Model:
     if not 0 <= priority <= PRIORITY_MAX:
         return _said(model, f"priorities go from 0 to {PRIORITY_MAX}")
     question = f"priority {priority} instead of {row.job.priority} for {named(row)}?"
-    return replace(model, prompt=Confirm(question, Prioritise(row.job.id, priority)))
+    return replace(model, prompt=Confirm(question, Prioritise(row.job.id, priority), row))
 
 
 def _pause(model: Model, row: Row | None) -> Model:
@@ -377,12 +383,8 @@ def _in_popup(model: Model, popup: Popup, key: str) -> Model:
 
 def _in_confirm(model: Model, confirm: Confirm, key: str) -> tuple[Model, list[Wish]]:
     act = confirm.act
-    row = model.row()
-    if isinstance(act, Prioritise) and key in ("+", "=", "-"):
-        # The row may have moved on meanwhile: the question stays about the job that it named.
-        if row is not None and row.job is not None and row.job.id == act.job_id:
-            return _prioritise(model, row, act.priority + (-1 if key == "-" else 1)), []
-        return model, []
+    if isinstance(act, Prioritise) and confirm.about is not None and key in ("+", "=", "-"):
+        return _prioritise(model, confirm.about, act.priority + (-1 if key == "-" else 1)), []
     model = replace(model, prompt=None)
     if key in ("y", "Y"):
         return replace(model, said=Did("..."), said_s=model.now_s), [act]
@@ -412,7 +414,10 @@ def _entered(model: Model, entry: Entry) -> tuple[Model, list[Wish]]:
         return replace(model, prompt=None, user=user), [Look(user)]
     for_s = parse_duration(typed) if typed else None
     if typed and not for_s:
-        return replace(model, prompt=replace(entry, wrong=f"{typed!r} is no duration; 30m, 2h, 1d are")), []
+        return replace(
+            model,
+            prompt=replace(entry, wrong="no duration; write 30m, 2h or 1d, or nothing for until resumed:"),
+        ), []
     act = replace(entry.pause, for_s=for_s)
     goes_on = "what runs goes on" if act.noun == "queue" else "what runs there finishes"
     question = f"pause {act.noun} {one_line(act.name)}{for_words(for_s)}; {goes_on}?"

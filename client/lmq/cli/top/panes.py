@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from lmq.cli.humane import duration, held, model_of, short, span, where
+from lmq.cli.humane import duration, held, model_of, short, span, time_of_day, where
 from lmq.cli.tables import STATE_COLORS, one_line
 from lmq.cli.top.lines import Bar, Cell, Column, Line
 from lmq.cli.users import is_short, name_of
@@ -84,11 +84,11 @@ def _titled(title: str, pane: Pane, sort: str) -> str:
 # --- users and bands -------------------------------------------------------------------------------------------------
 
 _USER_COLUMNS = (
-    Column("", least=10, most=28, worth=9),
-    Column("WEIGHT", least=6, right=True, worth=3),
+    Column("", least=15, most=28, worth=9),
+    Column("WEIGHT", least=6, right=True, worth=2),
     Column("RUNS", least=4, right=True, worth=6),
     Column("WAITS", least=5, right=True, worth=6),
-    Column("WANTED", least=6, right=True, worth=7),
+    Column("WANTED", least=6, right=True, worth=3),
     Column("RECEIVED", least=8, right=True, worth=8),
     Column("", least=8, worth=4, grows=True),
 )
@@ -136,8 +136,8 @@ def _user_row(row: UserView) -> Row:
     has_share = row.users > 0
     return Row(
         f"user/{row.pool}/{row.band}/{row.user}",
-        ((f"  {one_line(name_of(row))}", "" if row.user else "dim"), (f"{row.weight:g}" if has_share else "", ""),
-         (f"{row.running:,}", ""), (f"{row.queued:,}", ""), (wanted, ""),
+        ((f"  {one_line(name_of(row))}", "" if row.queued or row.running else "dim"),
+         (f"{row.weight:g}" if has_share else "", ""), (f"{row.running:,}", ""), (f"{row.queued:,}", ""), (wanted, ""),
          (f"{row.received_ratio:.0%}" if has_share else "", style),
          Bar(row.received_ratio, row.wanted_ratio or None, style) if has_share else ("", "")),
     )  # fmt: skip
@@ -177,12 +177,12 @@ def _queues(view: View, sort: str) -> Table:
 # --- workers and models ----------------------------------------------------------------------------------------------
 
 _WORKER_COLUMNS = (
-    Column("", least=12, most=36, worth=9),
+    Column("", least=18, most=36, worth=9),
     Column("STATE", least=8, most=10, worth=7),
     Column("SLOTS", least=5, right=True, worth=8),
     Column("WAITS", least=5, right=True, worth=4),
     Column("SWAPS/H", least=7, right=True, worth=3),
-    Column("", least=10, worth=6, grows=True),
+    Column("", least=16, worth=6, grows=True),
 )
 
 
@@ -213,7 +213,9 @@ def _workers(view: View, sort: str, swaps: Swaps) -> Table:
 def _worker_note(worker: WorkerView) -> Cell:
     """Return what people should know first about a worker; its endpoint, if nothing."""
     if worker.hold is not None:
-        return held(worker.hold), "yellow"
+        hold = worker.hold
+        until = f" until {time_of_day(hold.until_ms)[:-3]}" if hold.until_ms else ""
+        return one_line(f"by {hold.by}{until}{f' ({hold.reason})' if hold.reason else ''}"), "yellow"
     breaker = worker.capacity.breaker if worker.capacity is not None else None
     if breaker is not None:
         return one_line(f"endpoint down: {breaker.reason}"), "red"
@@ -242,19 +244,19 @@ def _instance_row(worker: WorkerView, instance: InstanceInfo, waiting: dict[str,
 
 _RUNNING_COLUMNS = (
     Column("", least=6, most=6, worth=9),
-    Column("USER", least=6, most=20, worth=8),
+    Column("USER", least=8, most=20, worth=8),
     Column("TYPE", least=5, most=12, worth=3),
-    Column("MODEL", least=8, most=28, worth=5),
+    Column("MODEL", least=13, most=28, worth=5),
     Column("WORKER", least=6, most=16, worth=4),
     Column("PRIO", least=4, right=True, worth=2),
     Column("FOR", least=5, right=True, worth=6),
-    Column("PHASE", least=12, worth=7, grows=True),
+    Column("PHASE", least=25, worth=7, grows=True),
 )
 _WAITING_COLUMNS = (
     Column("", least=6, most=6, worth=9),
-    Column("USER", least=6, most=20, worth=8),
+    Column("USER", least=8, most=20, worth=8),
     Column("TYPE", least=5, most=12, worth=4),
-    Column("MODEL", least=8, most=28, worth=5),
+    Column("MODEL", least=13, most=28, worth=5),
     Column("PRIO", least=4, right=True, worth=6),
     Column("AGE", least=5, right=True, worth=3),
     Column("AHEAD", least=5, right=True, worth=7),
