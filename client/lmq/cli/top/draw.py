@@ -198,7 +198,7 @@ def _pane(model: Model, pane: Pane, table: Table, width: int, height: int) -> li
     if not rows:
         lines.append(plain(f"{table.nothing}", "dim"))
     for index, row in enumerate(rows[first : first + height], first):
-        line = row_of(row.cells, table.columns, widths)
+        line = row.line or row_of(row.cells, table.columns, widths)
         is_selected = has_focus and index == at
         lines.append(restyled(fitted(line, width), "reverse") if is_selected else line)
     lines += [()] * (1 + height - len(lines))

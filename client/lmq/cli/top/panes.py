@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmq.cli.humane import duration, held, model_of, short, span, time_of_day, where
 from lmq.cli.tables import STATE_COLORS, one_line
-from lmq.cli.top.lines import Bar, Cell, Column, Line
+from lmq.cli.top.lines import Bar, Cell, Column, Line, plain
 from lmq.cli.users import is_short, name_of
 from lmq.cli.workers import slots_of
 from lmq_proto.bounds import PRIORITY_MAX
@@ -112,8 +112,11 @@ def _users(view: View, sort: str) -> Table:
         if not (found or band.queued or band.running):
             continue
         rows.append(_band_row(band, top, name_pool=several))
-        shown = [row for row in found if view.user in ("", row.user)]
+        shown = [row for row in found if row.users and view.user in ("", row.user)]
         rows += [_user_row(row) for row in sorted(shown, key=order[sort])]
+    if any(not row.users for row in users.users):
+        words = f"  users have no shares: policy {users.policy} goes by priority, then arrival"
+        rows.append(Row("no-shares", line=plain(words, "dim")))
     title = _titled("USERS", Pane.USERS, sort)
     return Table(title, _USER_COLUMNS, rows, "nobody waits or runs")
 
@@ -133,13 +136,11 @@ def _band_row(band: BandView, top: int, *, name_pool: bool) -> Row:
 def _user_row(row: UserView) -> Row:
     style = "yellow" if is_short(row) else ""
     wanted = f"{row.wanted_ratio:.0%}" if row.wanted_ratio else ""
-    has_share = row.users > 0
     return Row(
         f"user/{row.pool}/{row.band}/{row.user}",
         ((f"  {one_line(name_of(row))}", "" if row.queued or row.running else "dim"),
-         (f"{row.weight:g}" if has_share else "", ""), (f"{row.running:,}", ""), (f"{row.queued:,}", ""), (wanted, ""),
-         (f"{row.received_ratio:.0%}" if has_share else "", style),
-         Bar(row.received_ratio, row.wanted_ratio or None, style) if has_share else ("", "")),
+         (f"{row.weight:g}", ""), (f"{row.running:,}", ""), (f"{row.queued:,}", ""), (wanted, ""),
+         (f"{row.received_ratio:.0%}", style), Bar(row.received_ratio, row.wanted_ratio or None, style)),
     )  # fmt: skip
 
 
