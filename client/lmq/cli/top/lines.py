@@ -65,16 +65,17 @@ def plain(text: str, style: str = "") -> Line:
 
 
 def fitted(line: Line, width: int) -> Line:
-    """Return a line that takes exactly so many columns."""
+    """Return a line that takes exactly so many columns; what could disturb a terminal becomes a space."""
     taken: list[Span] = []
     left = width
     for text, style in line:
         if left <= 0:
             break
-        shown = cut(text, left)
+        safe = text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+        shown = cut(safe, left)
         taken.append((shown, style))
         left -= width_of(shown)
-        if shown != text:
+        if shown != safe:
             break
     if left > 0:
         taken.append((" " * left, taken[-1][1] if taken and "reverse" in taken[-1][1] else ""))

@@ -129,7 +129,7 @@ def _band_row(band: BandView, top: int, *, name_pool: bool) -> Row:
         f"band/{band.pool}/{band.name}",
         ((one_line(f"{name} {priorities}"), "bold"), ("", ""), (f"{band.running:,}", "bold"),
          (f"{band.queued:,}", "bold"),
-         (f"≥{band.share_ratio:.0%}" if band.share_ratio else "", "dim"), (owed, "yellow"), ("", "")),
+         (f"≥{band.share_ratio:.0%}" if band.share_ratio else "", "dim"), (owed, "dim"), ("", "")),
     )  # fmt: skip
 
 
