@@ -87,6 +87,10 @@ class Timed:
     def bands(self) -> list[BandShare]:
         return self._policy.bands()
 
+    @property
+    def has_shares(self) -> bool:
+        return self._policy.has_shares
+
     def charged(self) -> dict[FlowKey, float]:
         return self._policy.charged()
 

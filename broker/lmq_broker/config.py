@@ -11,13 +11,16 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from lmq_broker.core.limiting import check
 from lmq_broker.core.settings import BANDS, TASK_DEFAULTS, BandSettings, Rates, Settings, TaskDefaults
 from lmq_proto import bounds
+from lmq_proto.errors import BadField
+from lmq_proto.messages import Limit
 
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "ceilings", "rates")
+_TABLES = ("tasks", "bands", "weights", "ceilings", "rates", "limits")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
 
@@ -36,6 +39,39 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_s: float | None = None
 
 
+class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[broker.limits]]`: how much may run, wait, or begin in a while, until a command says otherwise."""
+
+    of: str
+    value: float
+    user: str = ""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    resource: str = ""
+    per_s: float = 0.0
+    burst: float = 0.0
+    refuse: bool = False
+
+    def limit(self) -> Limit:
+        """Return it as the core knows it.
+
+        Raises:
+            ConfigError: it says nothing, or too much.
+        """
+        limit = Limit(
+            of=self.of, value=self.value, user=self.user, queue=self.queue, task_type=self.task_type,
+            model=self.model, worker=self.worker, resource=self.resource, per_ms=int(self.per_s * 1000),
+            burst=self.burst, refuse=self.refuse,
+        )  # fmt: skip
+        try:
+            check(limit)
+        except BadField as error:
+            raise ConfigError(f"limits: {error.message}") from error
+        return limit
+
+
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[broker]` of the configuration file."""
 
@@ -50,16 +86,18 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     log_format: str = "plain"
     """`plain` or `json`."""
-    policy: str = "strict"
-    """Who runs next: `strict` (priority, then arrival) or `blfq` (fair shares between users within bands)."""
+    policy: str = "blfq"
+    """Who runs next: `blfq` (fair shares between users within bands) or `strict` (priority, then arrival)."""
     bands: tuple[BandSettings, ...] = BANDS
-    """Strict groups of priorities, from the strictest on (blfq)."""
+    """Strict groups of priorities, from the strictest on."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
     ceilings: dict[str, int] = {}
     """User -> the highest priority that may be asked for; none for all others."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
+    limits: list[LimitConfig] = []
+    """How much may run, wait, or begin in a while; `lmq limits set` changes it at run time."""
     open_role: str = "admin"
     """Open mode: the role of local peers, `admin` or `user`."""
     free_floor_bytes: int = 128 * 1024 * 1024
@@ -81,7 +119,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
             task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
-            ceilings=self.ceilings,
+            limits=tuple(each.limit() for each in self.limits), ceilings=self.ceilings,
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -217,6 +255,8 @@ def _check(config: BrokerConfig) -> None:
     for model, rates in config.rates.items():
         if min(rates.prompt_ms, rates.output_ms) < 0:
             raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")
+    for each in config.limits:
+        each.limit()
     for name, task in config.tasks.items():
         if task.priority is not None and not 0 <= task.priority <= bounds.PRIORITY_MAX:
             raise ConfigError(

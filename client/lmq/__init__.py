@@ -68,6 +68,8 @@ if TYPE_CHECKING:
         InstanceInfo,
         JobStatus,
         Json,
+        Limit,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -128,7 +130,9 @@ __all__ = [
     "JobStatus",
     "Json",
     "Kind",
+    "Limit",
     "LimitReached",
+    "LimitView",
     "LmqError",
     "ModelView",
     "NotAllowed",
@@ -182,9 +186,9 @@ _WHERE = {
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
         "Allowance", "BandView", "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold",
-        "InstanceInfo", "JobStatus", "Json", "ModelView", "Outcome", "Piece", "Progress", "QueueSize",
-        "QueueView", "Reason", "Restart", "Tick", "Usage", "UserView", "Users", "Why", "WorkerState",
-        "WorkerView",
+        "InstanceInfo", "JobStatus", "Json", "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress",
+        "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage", "UserView", "Users", "Why",
+        "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

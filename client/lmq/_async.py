@@ -29,6 +29,7 @@ from lmq.results import (
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
@@ -288,6 +289,24 @@ class AsyncClient(Face):
 
     async def resume(self, *, queue: str = "", worker: str = "") -> bool:
         return await self._ask(_commands.resume(queue, worker))
+
+    async def limits(self) -> list[LimitView]:
+        return await self._ask(_commands.limits())
+
+    async def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        return await self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    async def reset_limits(self, name: str = "") -> bool:
+        return await self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

@@ -208,6 +208,33 @@ def resume(queue: str, worker: str) -> Ask[bool]:
     return Ask("the resuming", messages.Resume(request_id=0, noun=noun, name=name), _was_changed)
 
 
+def limits() -> Ask[list[results.LimitView]]:
+    return Ask(
+        "the limits",
+        messages.ListLimits(request_id=0),
+        lambda reply: cast(messages.LimitsReply, reply).limits,
+    )
+
+
+def set_limit(
+    of: str, value: float, per_s: float, burst: float, refuse: bool, names: Mapping[str, str]
+) -> Ask[bool]:
+    unknown = names.keys() - _LIMIT_NAMES
+    if unknown:
+        raise TypeError(
+            f"unknown names: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(_LIMIT_NAMES))}"
+        )
+    limit = messages.Limit(of=of, value=value, per_ms=ms(per_s), burst=burst, refuse=refuse, **names)
+    return Ask("the limit", messages.SetLimit(request_id=0, limit=limit), _was_changed)
+
+
+def reset_limits(name: str) -> Ask[bool]:
+    return Ask("the reset", messages.ResetLimits(request_id=0, name=name), _was_changed)
+
+
+_LIMIT_NAMES = frozenset({"user", "queue", "task_type", "model", "worker", "resource"})
+
+
 @dataclass(frozen=True, slots=True)
 class EventsFrom:
     """Where a subscription begins, in the wire's words."""

@@ -36,6 +36,7 @@ from lmq.results import (
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
@@ -397,6 +398,37 @@ class Client(Face):
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a pause or drain; tell whether there was one."""
         return self._ask(_commands.resume(queue, worker))
+
+    def limits(self) -> list[LimitView]:
+        """Return all limits and how much of each is used."""
+        return self._ask(_commands.limits())
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit until it is reset; tell whether it was another before.
+
+        Args:
+            of: `running`, `queued`, `bytes`, the rates `jobs` and `tokens`, or the alerts `depth` and `wait`.
+            value: jobs, bytes, tokens, or for `wait` milliseconds; -1: none, where the broker's file has one.
+            per_s: of a rate: `value` in so many seconds.
+            burst: of a rate: so much at once; 0: `value`.
+            refuse: of a rate: what is over it is refused at submit; otherwise it waits.
+            names: whose jobs it is about: `user` (`*`: each by itself), `queue`, `task_type`, `model`, `worker`,
+                `resource`.
+        """
+        return self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Go back to what the broker's file says of a limit, or of all; tell whether that changed anything."""
+        return self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

@@ -35,12 +35,16 @@ class Kind(StrEnum):
     BREAKER_CLOSED = "breaker_closed"
     USER_SET = "user_set"
     USER_RESET = "user_reset"
+    LIMIT_SET = "limit_set"
+    LIMIT_RESET = "limit_reset"
+    ALERT_RAISED = "alert_raised"
+    ALERT_CLEARED = "alert_cleared"
     BROKER_STARTED = "broker_started"
     BROKER_STOPPED = "broker_stopped"
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """One thing that happened. Fields of a job are set for events of a job only, `user` for those of a user too."""
+    """One thing that happened. Fields of a job are set for events of a job only."""
 
     seq: int
     at_ms: int

@@ -14,6 +14,8 @@ from lmq_proto.nouns import (
     Drain as Drain,
     Health as Health,
     HealthReply as HealthReply,
+    LimitsReply as LimitsReply,
+    ListLimits as ListLimits,
     ListModels as ListModels,
     ListQueues as ListQueues,
     ListUsers as ListUsers,
@@ -21,8 +23,10 @@ from lmq_proto.nouns import (
     Models as Models,
     Pause as Pause,
     Queues as Queues,
+    ResetLimits as ResetLimits,
     ResetUser as ResetUser,
     Resume as Resume,
+    SetLimit as SetLimit,
     SetUser as SetUser,
     Users as Users,
     Workers as Workers,
@@ -46,6 +50,8 @@ from lmq_proto.parts import (
     JobView as JobView,
     Lease as Lease,
     LeaseRef as LeaseRef,
+    Limit as Limit,
+    LimitView as LimitView,
     ModelView as ModelView,
     Outcome as Outcome,
     Part as Part,
@@ -522,13 +528,13 @@ class Progress(Part, frozen=True, kw_only=True):
 FromClient = (
     Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
     | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
-    | ListUsers | SetUser | ResetUser | Health | Backup
+    | SetLimit | ResetLimits | ListLimits | ListUsers | SetUser | ResetUser | Health | Backup
 )  # fmt: skip
 FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
 FromPeer = FromClient | FromWorker | Heartbeat | Bye
 ToClient = (
     Welcome | Submitted | Followed | Finished | Text | Statuses | Listed | Payload | WhyReply | Changed | Subscribed
-    | Events | Done | Queues | Workers | Models | Users | HealthReply | BackupDone
+    | Events | Done | Queues | Workers | Models | LimitsReply | Users | HealthReply | BackupDone
 )  # fmt: skip
 ToWorker = Enlisted | Work | Acked | Stop | TextDurable | LoadModel | UnloadModel
 ToPeer = ToClient | ToWorker | Heartbeat | Bye | Who | ErrorReply
@@ -540,10 +546,10 @@ FROM_PEER: dict[str, type[FromPeer]] = {
     "credit": Credit, "status": Status, "list": ListJobs, "get_payload": GetPayload, "why": Why, "cancel": Cancel,
     "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
     "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
-    "list_models": ListModels, "list_users": ListUsers, "set_user": SetUser, "reset_user": ResetUser,
-    "health": Health, "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases,
-    "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat,
-    "bye": Bye,
+    "list_models": ListModels, "set_limit": SetLimit, "reset_limits": ResetLimits, "list_limits": ListLimits,
+    "list_users": ListUsers, "set_user": SetUser, "reset_user": ResetUser, "health": Health, "backup": Backup,
+    "enlist": Enlist, "results": Results, "phases": Phases, "text_report": TextReport, "capacity": CapacityReport,
+    "load_ended": LoadEnded, "heartbeat": Heartbeat, "bye": Bye,
 }  # fmt: skip
 """Verb to header: what a client or worker sends."""
 
@@ -551,9 +557,9 @@ TO_PEER: dict[str, type[ToPeer]] = {
     "welcome": Welcome, "submitted": Submitted, "followed": Followed, "finished": Finished, "text": Text,
     "statuses": Statuses, "listed": Listed, "payload": Payload, "why_reply": WhyReply, "changed": Changed,
     "subscribed": Subscribed, "events": Events, "done": Done, "queues": Queues, "workers": Workers, "models": Models,
-    "users": Users, "health_reply": HealthReply, "backup_done": BackupDone, "enlisted": Enlisted, "work": Work,
-    "acked": Acked, "stop": Stop, "text_durable": TextDurable, "load": LoadModel, "unload": UnloadModel,
-    "heartbeat": Heartbeat, "bye": Bye, "who": Who, "error": ErrorReply,
+    "limits": LimitsReply, "users": Users, "health_reply": HealthReply, "backup_done": BackupDone,
+    "enlisted": Enlisted, "work": Work, "acked": Acked, "stop": Stop, "text_durable": TextDurable, "load": LoadModel,
+    "unload": UnloadModel, "heartbeat": Heartbeat, "bye": Bye, "who": Who, "error": ErrorReply,
 }  # fmt: skip
 """Verb to header: what the broker sends."""
 

@@ -1,6 +1,16 @@
 """Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
 
-from lmq_proto.parts import Allowance, BandView, ModelView, Part, QueueView, UserView, WorkerView
+from lmq_proto.parts import (
+    Allowance,
+    BandView,
+    Limit,
+    LimitView,
+    ModelView,
+    Part,
+    QueueView,
+    UserView,
+    WorkerView,
+)
 
 
 class Pause(Part, frozen=True, kw_only=True):
@@ -80,6 +90,34 @@ class Models(Part, frozen=True, kw_only=True):
     models: list[ModelView]
 
 
+class SetLimit(Part, frozen=True, kw_only=True):
+    """Set a limit until it is reset; its name is what it is of and whom it names. Answered by `done`."""
+
+    request_id: int
+    limit: Limit
+
+
+class ResetLimits(Part, frozen=True, kw_only=True):
+    """Go back to what the broker's file says of a limit, or of all of them. Answered by `done`."""
+
+    request_id: int
+    name: str = ""
+    """Empty: all."""
+
+
+class ListLimits(Part, frozen=True, kw_only=True):
+    """Ask for all limits."""
+
+    request_id: int
+
+
+class LimitsReply(Part, frozen=True, kw_only=True):
+    """All limits (to `list_limits`)."""
+
+    request_id: int
+    limits: list[LimitView]
+
+
 class ListUsers(Part, frozen=True, kw_only=True):
     """Ask who waits and runs, with which share."""
 
@@ -91,6 +129,8 @@ class Users(Part, frozen=True, kw_only=True):
 
     request_id: int
     policy: str
+    has_shares: bool
+    """Whether the policy knows shares, or goes by priority and arrival, whoever asked."""
     users: list[UserView]
     bands: list[BandView]
     allowances: list[Allowance] = []

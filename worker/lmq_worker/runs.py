@@ -141,9 +141,7 @@ class Runs:
 
     async def _run_sequence(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            if attempt.key in self._stopped:
-                self._stopped.discard(attempt.key)
-                self._ended(attempt.key, Outcome("stopped"))
+            if not self._without_stopped([attempt]):
                 continue
             outcome = self._backend.immediate(attempt)
             if outcome is not None:
@@ -154,32 +152,51 @@ class Runs:
     # --- as one request ---
 
     def _begin_merged(self, attempts: Sequence[Attempt]) -> None:
+        task = asyncio.create_task(self._ride(attempts))
+        self._sequences.add(task)
+        task.add_done_callback(self._sequences.discard)
+
+    async def _ride(self, attempts: Sequence[Attempt]) -> None:
+        """Run attempts as one request; one bad input fails all of it, and is found by halves."""
         task = asyncio.create_task(self._timed_merged(attempts))
-        left = {attempt.key for attempt in attempts}
+        keys = {attempt.key for attempt in attempts}
         for attempt in attempts:
-            self._merged[attempt.key] = (task, left)
-        task.add_done_callback(lambda done: self._finished_merged(attempts, done))
-
-    async def _timed_merged(self, attempts: Sequence[Attempt]) -> list[Outcome]:
-        limits = [limit for limit in map(_timeout_s, attempts) if limit is not None]
-        report = AttemptReport(attempts[0].key, self._text, self._phase)
-        async with asyncio.timeout(max(limits) if len(limits) == len(attempts) else None):
-            return await self._backend.run_merged(attempts, report)
-
-    def _finished_merged(self, attempts: Sequence[Attempt], task: asyncio.Task[list[Outcome]]) -> None:
+            self._merged[attempt.key] = (task, keys)
+        await asyncio.wait([task])
         left = [attempt for attempt in attempts if self._merged.pop(attempt.key, None) is not None]
         if task.cancelled() or task.exception() is not None:
             for attempt in left:
                 self._ended(attempt.key, _outcome_of(attempt, task))
             return
         outcomes = {attempt.key: outcome for attempt, outcome in zip(attempts, task.result(), strict=True)}
-        permanent = [attempt for attempt in left if outcomes[attempt.key].permanent]
+        refused = [attempt for attempt in left if outcomes[attempt.key].permanent]
         for attempt in left:
             if not outcomes[attempt.key].permanent:
                 self._ended(attempt.key, outcomes[attempt.key])
-        # One bad input fails the whole request: apart, only its own job fails.
-        if permanent:
-            self._begin_sequence(permanent)
+        middle = len(refused) // 2
+        for half in (refused[:middle], refused[middle:]):
+            going = self._without_stopped(half) if len(half) > 1 else half
+            if len(going) > 1:
+                await self._ride(going)
+            else:
+                await self._run_sequence(going)
+
+    def _without_stopped(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Report the attempts that were stopped while they waited for their turn; return the others."""
+        going = []
+        for attempt in attempts:
+            if attempt.key in self._stopped:
+                self._stopped.discard(attempt.key)
+                self._ended(attempt.key, Outcome("stopped"))
+            else:
+                going.append(attempt)
+        return going
+
+    async def _timed_merged(self, attempts: Sequence[Attempt]) -> list[Outcome]:
+        limits = [limit for limit in map(_timeout_s, attempts) if limit is not None]
+        report = AttemptReport(attempts[0].key, self._text, self._phase)
+        async with asyncio.timeout(max(limits) if len(limits) == len(attempts) else None):
+            return await self._backend.run_merged(attempts, report)
 
 
 def _timeout_s(attempt: Attempt) -> float | None:

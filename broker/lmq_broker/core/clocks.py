@@ -1,10 +1,12 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, shares, views, workers
+import msgspec
+
+from lmq_broker.core import holds, jobs, leases, limiting, sessions, shares, users, views, workers
 from lmq_broker.core.chronicle import Out, keep_ledger, numbers_of
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
@@ -25,6 +27,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
         shares.sample(state, now)
+        limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)
@@ -48,10 +51,16 @@ def next_wake(state: BrokerState, now: Now) -> int:
     return wake_ms
 
 
-def change_defaults(state: BrokerState, defaults: dict[str, TaskDefaults]) -> None:
-    """Use other defaults for jobs submitted from now on."""
-    fields = {name: getattr(state.settings, name) for name in state.settings.__struct_fields__}
-    state.settings = type(state.settings)(**(fields | {"task_defaults": defaults}))
+def change_settings(state: BrokerState, settings: Settings) -> None:
+    """Take over what of the settings may change at run time: defaults of jobs to come, limits, weights, ceilings."""
+    old = state.settings
+    state.settings = msgspec.structs.replace(
+        old, task_defaults=settings.task_defaults, limits=settings.limits, weights=settings.weights,
+        ceilings=settings.ceilings,
+    )  # fmt: skip
+    state.limits.change_baseline(settings.limits)
+    for user in {**old.weights, **old.ceilings, **settings.weights, **settings.ceilings}:
+        users.apply(state, user)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:

@@ -43,6 +43,8 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
     state.users_open[job.user] = state.users_open.get(job.user, 0) + 1
     if job.expires_at_ms:
         push(state, state.expiries, job.expires_at_ms, job)
+    if job.state is not State.LEASED:
+        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if job.state is State.READY:
         job.ready_since_ms = now.mono_ms
         state.policy.queued(job, now)

@@ -7,6 +7,7 @@ from lmq_broker.core import (
     commands,
     holds,
     leases,
+    limiting,
     readers,
     reasons,
     sessions,
@@ -34,7 +35,6 @@ from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Disk, Session, Worker
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -42,6 +42,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -68,6 +69,7 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListUsers,
@@ -75,10 +77,12 @@ from lmq_proto.messages import (
     LoadEnded,
     Pause,
     Phases,
+    ResetLimits,
     ResetUser,
     Results,
     Resume,
     Retry,
+    SetLimit,
     SetUser,
     Status,
     Submit,
@@ -108,8 +112,8 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
             sessions.gone(state, stimulus.peer, now)
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
-        case DefaultsChanged():
-            clocks.change_defaults(state, stimulus.task_defaults)
+        case SettingsChanged():
+            clocks.change_settings(state, stimulus.settings)
         case HostFacts():
             state.host = stimulus
         case Stop():
@@ -202,6 +206,12 @@ def _from_client(
             views.list_workers(state, out, session, message, now)
         case ListModels():
             views.list_models(state, out, session, message)
+        case SetLimit():
+            limiting.set_limit(state, out, session, message, now)
+        case ResetLimits():
+            limiting.reset(state, out, session, message, now)
+        case ListLimits():
+            limiting.list_limits(state, out, session, message, now)
         case ListUsers():
             shares.list_users(state, out, session, message)
         case SetUser():
@@ -308,6 +318,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     """Dispatch, push what is new, journal the turn's events, and say when to wake."""
     unfinished = clocks.tend(state, out, now)
     ask_ms = leases.dispatch(state, out, now)
+    limiting.keep(state, out, now)
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)

@@ -17,6 +17,8 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: bytes = b""
     """Of the payload, for jobs with a key."""
     session: str = ""
+    uses: tuple[str, ...] = ()
+    merge: str = ""
     parents: tuple[bytes, ...] = ()
     root: bytes = b""
 

@@ -5,7 +5,7 @@ from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs, readers, users
+from lmq_broker.core import jobs, limiting, readers, users
 from lmq_broker.core.chronicle import LEDGER, Out, put, tell
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
@@ -73,6 +73,7 @@ def recover(
 ) -> tuple[BrokerState, list[Effect]]:
     """Return the state that a journal stands for, and the records of the new epoch, which must be durable first."""
     meta = memory.meta
+    limits = limiting.restored(settings, meta, now)
     state = BrokerState(
         settings=settings,
         broker_id=meta.get(BROKER_ID, fresh_id),
@@ -80,7 +81,8 @@ def recover(
         software=software,
         secret=meta.get(SECRET, fresh_secret),
         random=Random(seed),
-        policy=POLICIES[settings.policy](settings),
+        limits=limits,
+        policy=POLICIES[settings.policy](settings, limits),
         started_ms=now.mono_ms,
         started_at_ms=now.wall_ms,
         last_number=memory.last_number,

@@ -17,6 +17,7 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListUsers,
@@ -24,10 +25,12 @@ from lmq_proto.messages import (
     LoadEnded,
     Pause,
     Phases,
+    ResetLimits,
     ResetUser,
     Results,
     Resume,
     Retry,
+    SetLimit,
     SetUser,
     Status,
     Submit,
@@ -52,6 +55,7 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
         ListUsers,
         Health,
@@ -61,7 +65,9 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, SetUser, ResetUser, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset(
+    {Pause, Drain, Resume, Backup, SetLimit, ResetLimits, SetUser, ResetUser}
+)
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

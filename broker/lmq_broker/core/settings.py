@@ -3,6 +3,7 @@
 import msgspec
 
 from lmq_proto import bounds
+from lmq_proto.parts import Limit
 
 ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 """Task types with no side effects: their dispatch need not wait for the disk."""
@@ -39,12 +40,14 @@ class BandSettings(msgspec.Struct, frozen=True):
     """Least share of what stricter bands get, 0..1."""
     patience: float = 3.0
     """How long the loaded model is preferred to the fair choice, in times of a load."""
+    reserve: int = 0
+    """Slots of each instance left free for stricter bands, while these have started jobs within ten minutes."""
 
 
 BANDS = (
     BandSettings("interactive", 7, 0.0, 1.0),
     BandSettings("normal", 4, 0.10, 3.0),
-    BandSettings("background", 0, 0.05, 5.0),
+    BandSettings("background", 0, 0.05, 5.0, 1),
 )
 
 
@@ -58,7 +61,7 @@ class Rates(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
-    policy: str = "strict"
+    policy: str = "blfq"
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
     bands: tuple[BandSettings, ...] = BANDS
     """From the strictest on."""
@@ -72,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True):
     """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
+    limits: tuple[Limit, ...] = ()
+    """Those of the file, until a command sets others."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 

@@ -38,21 +38,22 @@ def list_users(state: BrokerState, out: Out, session: Session, command: ListUser
     # A policy may take each priority for a band of its own; people see those that are configured.
     names = {each.band: state.settings.bands[band_of(each.lowest, state.settings)].name for each in stand}
     rows = _rows(state, names)
-    named = [row for row in rows if row.users and views.may_see(session, row.user)]
+    named = [row for row in rows if views.may_see(session, row.user)]
     named.sort(key=lambda row: (not row.queued and not row.running, -row.received_ratio, row.user))
     named = named[:ROWS]
     shown = {id(row) for row in named}
-    named += _summed(row for row in rows if id(row) not in shown)
+    named += _summed(msgspec.structs.replace(row, user="") for row in rows if id(row) not in shown)
     place = {band.name: number for number, band in enumerate(state.settings.bands)}
     named.sort(key=lambda row: (row.pool != LLM_POOL, row.pool, place[row.band], not row.user, row.user))
     inform(state, out, session.peer, Users(
-        request_id=command.request_id, policy=state.settings.policy, users=named, bands=_bands(state, stand),
+        request_id=command.request_id, policy=state.settings.policy, has_shares=state.policy.has_shares,
+        users=named, bands=_bands(state, stand),
         allowances=[each for each in users.allowances(state) if views.may_see(session, each.user)],
     ))  # fmt: skip
 
 
 def _rows(state: BrokerState, names: dict[int, str]) -> list[UserView]:
-    """Return all who wait, run, or received something lately."""
+    """Return all who wait, run, or received something lately; one row for each of their bands."""
     received: dict[FlowKey, float] = {}
     for _, charged in state.charged_lately:
         for key, cost in charged.items():
@@ -69,21 +70,20 @@ def _rows(state: BrokerState, names: dict[int, str]) -> list[UserView]:
     for share in active:
         pool, band = share.pool, names[share.band]
         cost = received.pop((pool, share.band, share.user), 0.0)
+        wanted = share.weight / weights[pool, share.band] if state.policy.has_shares else 0.0
         found.append(UserView(
-            pool=pool, band=band, user=share.user, users=1 if share.user else 0, weight=share.weight,
-            running=share.running, queued=share.queued,
-            wanted_ratio=share.weight / weights[pool, share.band] if share.user else 0.0,
-            received_ratio=_part(cost, total.get((pool, band), 0.0)), service_ms=int(share.service),
-            key_ms=int(share.key),
+            pool=pool, band=band, user=share.user, weight=share.weight, running=share.running, queued=share.queued,
+            wanted_ratio=wanted, received_ratio=_part(cost, total.get((pool, band), 0.0)),
+            service_ms=int(share.service), key_ms=int(share.key),
         ))  # fmt: skip
     for (pool, index, user), cost in received.items():
         if cost > 0:
             band = names[index]
             found.append(UserView(
-                pool=pool, band=band, user=user, users=1 if user else 0, weight=users.weight_of(state, user),
+                pool=pool, band=band, user=user, weight=users.weight_of(state, user),
                 received_ratio=_part(cost, total[pool, band]),
             ))  # fmt: skip
-    return found
+    return found if state.policy.has_shares else _summed(found)
 
 
 def _part(cost: float, total: float) -> float:
@@ -91,15 +91,17 @@ def _part(cost: float, total: float) -> float:
 
 
 def _summed(rows: Iterable[UserView]) -> list[UserView]:
-    """Return one row without a name for each band of these users."""
-    found: dict[tuple[str, str], UserView] = {}
+    """Return one row for each name in each band; of those without a name, with how many they are."""
+    found: dict[tuple[str, str, str], UserView] = {}
     for row in rows:
-        known = found.get((row.pool, row.band))
+        key = row.pool, row.band, row.user
+        known = found.get(key)
         if known is None:
-            found[row.pool, row.band] = msgspec.structs.replace(row, user="")
+            found[key] = row
         else:
-            found[row.pool, row.band] = UserView(
-                pool=row.pool, band=row.band, users=known.users + row.users, weight=known.weight + row.weight,
+            found[key] = UserView(
+                pool=row.pool, band=row.band, user=row.user, users=1 if row.user else known.users + row.users,
+                weight=row.weight if row.user else known.weight + row.weight,
                 running=known.running + row.running, queued=known.queued + row.queued,
                 wanted_ratio=known.wanted_ratio + row.wanted_ratio,
                 received_ratio=known.received_ratio + row.received_ratio,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.limits import Limits
 from lmq_broker.core.reads import ReadEvents, ReadText
 from lmq_broker.core.records import Past, Terms
 from lmq_broker.core.settings import Settings
@@ -66,6 +67,12 @@ class Job(msgspec.Struct, gc=False):
     """Monotonic; 0: none."""
 
 
+class Slot(msgspec.Struct):
+    """What one request of an endpoint takes; the leases of a group share it."""
+
+    leases: int = 1
+
+
 class Lease(msgspec.Struct):
     """The right of a worker to one attempt."""
 
@@ -92,6 +99,7 @@ class Lease(msgspec.Struct):
     tokens_per_s: float = 0.0
     published_ms: int = 0
     text: "TextLog | None" = None
+    slot: Slot = msgspec.field(default_factory=Slot)
 
 
 class TextLog(msgspec.Struct):
@@ -126,7 +134,10 @@ class Instance(msgspec.Struct):
     slots: int
     ours: bool
     model: str
+    budget_tokens: int = 0
+    """Of all that runs on it together; 0: no such bound."""
     leased: int = 0
+    """Slots that are taken."""
 
 
 class Worker(msgspec.Struct):
@@ -157,6 +168,8 @@ class Worker(msgspec.Struct):
     """Journal position of its `enlisted`: work and loads are sent after it."""
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)
     leases: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    busy: int = 0
+    """Slots that its leases take, over all instances."""
     alone: bool = False
     """A suspect runs here: nothing else may start, so that its crash is known to be its own."""
     loading: str = ""
@@ -279,6 +292,7 @@ class BrokerState(msgspec.Struct):
     """Makes the channel ids of jobs; random, kept in the journal."""
     random: Random
     """The only source of chance: seeded, so that a run can be repeated."""
+    limits: Limits
     policy: "Policy"
     started_ms: int
     started_at_ms: int
@@ -297,7 +311,7 @@ class BrokerState(msgspec.Struct):
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
     users_open: dict[str, int] = msgspec.field(default_factory=dict)
-    shared_terms: dict[tuple[int, int, int], Terms] = msgspec.field(default_factory=dict)
+    shared_terms: dict[tuple[object, ...], Terms] = msgspec.field(default_factory=dict)
     """Terms of jobs that asked for nothing of their own: (timeout, failures, keep) -> one object."""
     model_lists: dict[tuple[str, ...], tuple[str, ...]] = msgspec.field(default_factory=dict)
     """One tuple for each list of models that jobs ask for."""
@@ -346,6 +360,8 @@ class BrokerState(msgspec.Struct):
     # holds: noun -> name -> hold
     queue_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
     worker_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
+    alerts: set[str] = msgspec.field(default_factory=set)
+    """Limits whose alert is raised."""
 
     # users
     allowances: dict[str, Allowance] = msgspec.field(default_factory=dict)

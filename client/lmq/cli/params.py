@@ -257,6 +257,12 @@ def job_options(function: F) -> F:
             click.option("--keep", type=DURATION, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
             click.option(
+                "--uses",
+                multiple=True,
+                metavar="NAME",
+                help="A resource it holds, as gpu-1; may be given 4 times.",
+            ),
+            click.option(
                 "--depends-on",
                 type=JOB,
                 multiple=True,
@@ -287,6 +293,8 @@ def options_of(client: BrokerPort, said: dict[str, Any]) -> JobOptions:
     }
     if said.get("label"):
         options["labels"] = dict(said["label"])
+    if said.get("uses"):
+        options["uses"] = list(said["uses"])
     if said.get("depends_on"):
         options["depends_on"] = job_ids(client, said["depends_on"])
     return cast("JobOptions", options)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         JobOptions,
         JobStatus,
         Json,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -203,3 +204,21 @@ class BrokerPort(Protocol):
 
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a hold."""
+
+    def limits(self) -> list[LimitView]:
+        """All limits."""
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit."""
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Reset limits."""

@@ -110,7 +110,7 @@ def name_of(row: UserView) -> str:
     """Return whom a row is about."""
     if row.user:
         return row.user
-    return count(row.users, "other") if row.users else "everybody"
+    return count(row.users, "other")
 
 
 def given_words(given: Allowance | None) -> str:
@@ -136,7 +136,7 @@ def user_table(rows: Sequence[UserView], allowances: Sequence[Allowance]) -> lis
         received = Cell(f"{row.received_ratio:.0%}", "yellow" if is_short(row) else "")
         wanted = f"{row.wanted_ratio:.0%}" if row.wanted_ratio else ""
         shown.append(
-            [row.pool, row.band, name_of(row), f"{row.weight:g}" if row.users else "", ceilings.get(row.user, ""),
+            [row.pool, row.band, name_of(row), f"{row.weight:g}", ceilings.get(row.user, ""),
              f"{row.running:,}", f"{row.queued:,}", wanted, received]
         )  # fmt: skip
     here = {row.user for row in rows}
@@ -171,5 +171,5 @@ def _list(session: Session) -> None:
         session.lines(lines)
     else:
         session.note("nobody waits or runs, and nobody is given a weight or a ceiling")
-    if any(not row.users for row in found.users):
+    if not found.has_shares:
         session.note(f"policy {found.policy}: by priority, then arrival; users have no shares")

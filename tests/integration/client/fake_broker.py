@@ -385,7 +385,7 @@ class FakeBroker:
                 told = [messages.Allowance(user=name, weight=weight, ceiling=ceiling)
                         for name, (weight, ceiling) in self.disk.allowances.items()]  # fmt: skip
                 return messages.Users(
-                    request_id=number, policy="fake", users=[], bands=[], allowances=told
+                    request_id=number, policy="fake", has_shares=True, users=[], bands=[], allowances=told
                 ), b""
             case messages.SetUser(request_id=number):
                 given = (message.weight, message.ceiling)

@@ -9,6 +9,7 @@ import pytest
 from lmq_broker.core import shares
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import Rates, Settings
+from lmq_broker.core.stimuli import SettingsChanged
 from lmq_proto.messages import (
     Changed,
     Done,
@@ -102,6 +103,17 @@ def test_what_is_set_is_journaled_told_and_there_after_a_restart() -> None:
         ("tom", 2.0, 6, "ann")
     ]
     assert sum(name.startswith("tom") for name in drained(again)[:3]) == 2
+
+
+def test_settings_that_are_read_again_count_where_no_command_said_anything() -> None:
+    broker = a_broker(
+        clients=["ann"], settings=Settings(weights={"tom": 5.0, "sue": 5.0}, ceilings={"tom": 5})
+    )
+    set_user(broker, "tom", weight=2.0)
+    broker.step(SettingsChanged(Settings(weights={"tom": 4.0}, ceilings={"sue": 3})))
+    assert [(each.user, each.weight, each.ceiling) for each in listed(broker).allowances] == [
+        ("sue", 1.0, 3), ("tom", 2.0, None),
+    ]  # fmt: skip
 
 
 def test_a_reset_brings_back_what_the_settings_say() -> None:
@@ -315,20 +327,22 @@ def test_the_window_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(broker.state.charged_lately) == 3
 
 
-def test_without_shares_everybody_is_one_row_in_the_bands_that_people_know() -> None:
-    broker = a_broker(jobs=[*many("ann", 2, priority=8), ready("b", user="tom", priority=9), ready("c")])
-    reply = listed(broker)
-    assert [(row.band, row.user, row.users, row.queued) for row in reply.users] == [
-        ("interactive", "", 0, 3), ("normal", "", 0, 1),
+def test_without_shares_nobody_wants_any_and_the_bands_are_those_that_people_know() -> None:
+    jobs = [*many("ann", 2, priority=8), ready("b", priority=9), ready("c", user="tom")]
+    reply = listed(a_broker(jobs=jobs, settings=Settings(policy="strict")))
+    assert [(row.band, row.user, row.queued, row.wanted_ratio) for row in reply.users] == [
+        ("interactive", "ann", 3, 0.0), ("normal", "tom", 1, 0.0),
     ]  # fmt: skip
     assert [(band.name, band.queued) for band in reply.bands] == [
         ("interactive", 3), ("normal", 1), ("background", 0),
     ]  # fmt: skip
-    assert reply.policy == "strict"
+    assert (reply.policy, reply.has_shares) == ("strict", False)
 
 
 def test_a_weight_without_shares_changes_no_order() -> None:
-    broker = a_broker(jobs=[*many("ann", 2), *many("tom", 2)], workers=[idle("w1")])
+    broker = a_broker(
+        jobs=[*many("ann", 2), *many("tom", 2)], workers=[idle("w1")], settings=Settings(policy="strict")
+    )
     set_user(broker, "tom", weight=9.0)
     assert drained(broker) == ["ann0", "ann1", "tom0", "tom1"]
 

@@ -29,7 +29,7 @@ from lmq.cli.session import Session
 from lmq.errors import LmqError, NotReachable, WaitTimeout
 
 if TYPE_CHECKING:
-    from lmq import ModelView
+    from lmq import LimitView, ModelView
     from lmq.cli.port import BrokerPort
 
 URL = "tcp://127.0.0.1:7766"
@@ -131,6 +131,7 @@ class FakeBroker:
     all_queues: list[QueueView] = field(default_factory=list)
     all_workers: list[WorkerView] = field(default_factory=list)
     all_models: list[ModelView] = field(default_factory=list)
+    all_limits: list[LimitView] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     text: list[Piece | Restart | BaseException] = field(default_factory=list)
     outcome: object = None
@@ -140,7 +141,9 @@ class FakeBroker:
     ticks: int = 0
     did: list[tuple[Any, ...]] = field(default_factory=list)
     is_closed: bool = False
-    all_users: Users = field(default_factory=lambda: Users(request_id=1, policy="blfq", users=[], bands=[]))
+    all_users: Users = field(
+        default_factory=lambda: Users(request_id=1, policy="blfq", has_shares=True, users=[], bands=[])
+    )
     ceiling: int | None = None
     """What jobs are given that ask for more."""
     refusal: LmqError | None = None
@@ -222,6 +225,17 @@ class FakeBroker:
 
     def models(self) -> list[ModelView]:
         return self.all_models
+
+    def limits(self) -> list[LimitView]:
+        return self.all_limits
+
+    def set_limit(self, of: str, value: float, **what: Any) -> bool:
+        self.did.append(("set_limit", {"of": of, "value": value, **what}))
+        return True
+
+    def reset_limits(self, name: str = "") -> bool:
+        self.did.append(("reset_limits", {"name": name}))
+        return True
 
     def users(self) -> Users:
         return self.all_users

@@ -16,7 +16,14 @@ def a_row(user: str, **fields: object) -> UserView:
 
 
 def broker_with(*rows: UserView, allowances: tuple[Allowance, ...] = (), policy: str = "blfq") -> FakeBroker:
-    told = Users(request_id=1, policy=policy, users=list(rows), bands=[], allowances=list(allowances))
+    told = Users(
+        request_id=1,
+        policy=policy,
+        has_shares=policy != "strict",
+        users=list(rows),
+        bands=[],
+        allowances=list(allowances),
+    )
     return FakeBroker(all_users=told)
 
 
@@ -48,8 +55,8 @@ def test_pools_are_named_where_there_are_several() -> None:
 
 
 def test_without_shares_it_says_so() -> None:
-    ended = run(broker_with(a_row("", users=0, queued=2), policy="strict"), "users")
-    assert "everybody" in ended.stdout
+    ended = run(broker_with(a_row("anna", queued=2), policy="strict"), "users")
+    assert "anna" in ended.stdout
     assert "users have no shares" in ended.stderr
 
 

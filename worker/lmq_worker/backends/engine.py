@@ -19,6 +19,7 @@ from lmq_worker.backends.errors_table import HOLD_ENDPOINT
 from lmq_worker.backends.http import Endpoint
 from lmq_worker.failures import AttemptFailed, BadPayload, InstanceGone, StreamCut, Verdict
 from lmq_worker.host import HostWatch
+from lmq_worker.prompts import longer_than_told
 from lmq_worker.slices import SliceStore
 from lmq_worker.tasks import TASKS
 from lmq_worker.tasks.base import Engine
@@ -203,7 +204,7 @@ class EngineBackend(ABC):
     # --- running ---
 
     def immediate(self, attempt: Attempt) -> Outcome | None:
-        return None
+        return longer_than_told(attempt)
 
     def merges(self, attempts: Sequence[Attempt]) -> bool:
         types = {attempt.lease.task_type for attempt in attempts}
@@ -245,7 +246,8 @@ class EngineBackend(ABC):
             outcomes = [verdict.outcome()] * len(attempts)
         finally:
             usage.running -= 1
-        engine_ms = int((time.monotonic() - started_s) * 1000)
+        # Those that ride together share the time that their request took.
+        engine_ms = int((time.monotonic() - started_s) * 1000 / len(attempts))
         return [replace(one, engine_ms=engine_ms, model=one.model or lease.instance_id) for one in outcomes]
 
     async def _in_slot(

@@ -130,6 +130,7 @@ class LmStudioBackend(EngineBackend):
                     kind="embedding" if embedder else "llm",
                     slots=1 if embedder else self._slots(config.get("parallel")),
                     context_tokens=_count(config.get("context_length")),
+                    budget_tokens=_count(config.get("context_length")) if not embedder else 0,
                     ours=instance_id in self._ours,
                     variants=[name for name in names if name != key],
                 )

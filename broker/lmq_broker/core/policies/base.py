@@ -124,5 +124,9 @@ class Policy(Protocol):
     def bands(self) -> "list[BandShare]":
         """Return how the bands of each pool stand, from the strictest on."""
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether users have shares; no: jobs go by priority and arrival, whoever asked."""
+
     def charged(self) -> dict[FlowKey, float]:
         """Return what users have received since this was last asked, in milliseconds of engine time."""

@@ -32,6 +32,8 @@ CARD_EVERY_MS = 3_600_000
 CARD_SAMPLES = 20.0
 """Jobs from which a first card is made."""
 _FIT_WEIGHT = 0.99
+_FEW = 32
+"""Values after which quantiles are worked out anew; each time until there are as many."""
 _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, initial=1.0))
 """By multiplication, which is the same on every machine; powers and logarithms are not, in the last bit."""
 
@@ -119,6 +121,12 @@ class Costs:
             cost += self.output_tokens(job, model) * rates.output_ms
         return cost
 
+    def tokens(self, job: Job, model: str) -> float:
+        """Return what a job is predicted to take of a context, prompt and answer."""
+        if job.task_type in EMBEDDING_TASKS:
+            return float(prompt_tokens(job))
+        return prompt_tokens(job) + self.output_tokens(job, model)
+
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
@@ -164,28 +172,38 @@ class Costs:
 class Quantiles:
     """A decayed histogram with buckets that grow by a fifth each: quantiles to a fifth, in constant memory."""
 
-    __slots__ = ("_counts", "_total")
+    __slots__ = ("_counts", "_found", "_learnt", "_total")
 
     def __init__(self) -> None:
         self._counts: dict[int, float] = {}
         self._total = 0.0
+        self._learnt = 0
+        self._found: dict[float, float] = {}
+        """Answers of late, given again until some more values are known."""
 
     def learn(self, value: float) -> None:
         """Take in one value above 0."""
         bucket = bisect_right(_EDGES, value)
         self._counts[bucket] = self._counts.get(bucket, 0.0) + 1.0
         self._total += 1.0
+        self._learnt += 1
+        if self._learnt <= _FEW or self._learnt % _FEW == 0:
+            self._found.clear()
         if self._total > 2000:
             self._counts = {each: count / 2 for each, count in self._counts.items() if count > 0.25}
             self._total = sum(self._counts.values())
 
     def at(self, ratio: float, otherwise: float) -> float:
         """Return the upper edge of the bucket in which this share of all values is reached."""
+        found = self._found.get(ratio)
+        if found is not None:
+            return found
         left = self._total * ratio
         for bucket in sorted(self._counts):
             left -= self._counts[bucket]
             if left <= 0:
-                return _EDGES[min(bucket, len(_EDGES) - 1)]
+                found = self._found[ratio] = _EDGES[min(bucket, len(_EDGES) - 1)]
+                return found
         return otherwise
 
 

@@ -8,12 +8,15 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from lmq_broker.core.policies.costs import Quantiles
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey
 
+Rank = Any
+"""What flows are ordered by: a key K, or the place of a job. One kind in one `Standing`."""
 FLOWS = 100_000
 """Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
 
@@ -22,7 +25,7 @@ class Flow:
     """One user in one band."""
 
     __slots__ = (
-        "band", "lines", "number", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+        "band", "lines", "number", "parked", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
     )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
@@ -39,6 +42,8 @@ class Flow:
         """Cost received by jobs that still run; part of `service`."""
         self.queued = 0
         self.running = 0
+        self.parked = 0
+        """Lanes in which a limit holds it."""
         self.lines: dict[LaneKey, JobLine] = {}
 
     @property
@@ -60,10 +65,10 @@ class Standing:
 
     __slots__ = ("_heap", "_key", "_noted")
 
-    def __init__(self, key: Callable[[Flow], float]) -> None:
+    def __init__(self, key: Callable[[Flow], Rank]) -> None:
         self._key = key
-        self._noted: dict[Flow, float] = {}
-        self._heap: list[tuple[float, int, Flow]] = []
+        self._noted: dict[Flow, Rank] = {}
+        self._heap: list[tuple[Rank, int, Flow]] = []
 
     def __len__(self) -> int:
         return len(self._noted)
@@ -83,7 +88,11 @@ class Standing:
         """Take a flow out; nothing if it is not in."""
         self._noted.pop(flow, None)
 
-    def first(self) -> tuple[float, Flow] | None:
+    def flows(self) -> Iterable[Flow]:
+        """Return all flows that are in, in no order."""
+        return self._noted
+
+    def first(self) -> tuple[Rank, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap
         while heap:
@@ -156,6 +165,20 @@ class Band:
             self._waiting.put(flow)
         flow.queued += 1
 
+    def rest(self, flow: Flow) -> None:
+        """A limit holds all that this flow has queued: nobody waits for it."""
+        self._waiting.drop(flow)
+
+    def return_(self, flow: Flow) -> None:
+        """Nothing holds this flow any more: it begins where the others are, a limit earns no credit."""
+        first = self._waiting.first()
+        if first is not None:
+            self.virtual = max(self.virtual, first[0])
+            self.changed.add("")
+        flow.service = max(flow.service, self.virtual)
+        self._note(flow)
+        self._waiting.put(flow)
+
     def leave(self, flow: Flow) -> None:
         """A job of this flow is queued no more."""
         flow.queued -= 1
@@ -190,7 +213,8 @@ class Band:
         self._note(flow)
         self.changed.add(flow.user)
         if flow.queued:
-            self._waiting.put(flow)
+            if flow.parked < len(flow.lines):
+                self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]
@@ -210,7 +234,7 @@ class Band:
         flow.weight = weight
         self._note(flow)
         self.changed.add(flow.user)
-        if flow.queued:
+        if flow.queued and flow.parked < len(flow.lines):
             self._waiting.put(flow)
 
     def restore(self, user: str, service: float, weight: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lmq_broker.core.limits import Bucket, Limits
 from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt
 from lmq_broker.core.policies.costs import Costs
@@ -17,8 +18,14 @@ from lmq_broker.core.policies.ledger import Band
 from lmq_broker.core.policies.places import Places, is_open, room
 from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, Worker
+from lmq_broker.core.state import Instance, Job, Worker
 
+BUDGET_RATIO = 0.9
+"""Of an instance's tokens that jobs may be predicted to take: predictions err."""
+_RESERVE_SLOTS = 3
+"""An instance of fewer slots keeps none free."""
+_RESERVE_MS = 600_000
+"""For how long room is kept after a job of a stricter band."""
 _HOT_LOADS = 2.5
 """More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
 one that a model stays at least."""
@@ -36,9 +43,10 @@ class Contest(msgspec.Struct, frozen=True):
 class Placing:
     """What is loaded where, what is about to change, and who may start in between."""
 
-    def __init__(self, settings: Settings, costs: Costs, engines: Engines) -> None:
+    def __init__(self, settings: Settings, costs: Costs, engines: Engines, limits: Limits) -> None:
         self._settings = settings
         self.least_weight = settings.least_weight
+        self._limits = limits
         self._costs = costs
         self._engines = engines
         self.memory = Memory()
@@ -46,6 +54,10 @@ class Placing:
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
         """Those of the decision that is being made."""
+        self._strict_until_ms: dict[int, int] = {}
+        """Band -> monotonic time until which it leaves its reserve free."""
+        self.sessions: dict[tuple[str, str], str] = {}
+        """(user, session) -> the worker that ran the last of its jobs."""
         self._now_ms = 0
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
@@ -84,25 +96,75 @@ class Placing:
         swap = self._swaps.pop(worker)
         self._bypasses.pop((worker, swap.band), None)
 
-    def room_for(self, head: Head, band: Band, fleet: Fleet, roomy: set[int]) -> Instance | None:
-        """Return the instance with most room where this head may start; a suspect needs a worker that is idle."""
+    def may_help(self, lane: Lane, pool: Pool, fleet: Fleet, roomy: set[int]) -> bool:
+        """Tell whether anything can be done for a lane: it has room somewhere, or wants a model brought in."""
+        loaded = lane.places.loaded(fleet)
+        for each in loaded:
+            if id(each) in roomy:
+                return True
+        if lane.key.suspect or lane.key.uses:
+            return True
+        return bool(lane.places.homes(fleet)) and (not loaded or self._is_hot(pool, lane, loaded, fleet))
+
+    def _is_hot(self, pool: Pool, lane: Lane, loaded: list[Instance], fleet: Fleet) -> bool:
+        """Tell whether so much waits for a model that one more load of it may be worth while."""
+        here = [each for each in loaded if is_open(each.worker, fleet) or each.worker.alone]
+        return not here or self._wait_ms(pool, lane, here) > _HOT_LOADS * LEAST_LOAD_MS
+
+    def room_for(
+        self, head: Head, band: Band, fleet: Fleet, roomy: set[int]
+    ) -> tuple[Instance | None, Bucket | None]:
+        """Return where a head may start: where its session was, or where most room is; or which limit holds its user.
+
+        A suspect needs a worker that is idle.
+        """
         best = None
         most = 0
-        lane = head[2]
+        holds = None
+        _, _, lane, _, job = head
+        key = lane.key
+        wanted = self.sessions.get((job.user, job.terms.session)) if job.terms.session else None
         for instance in lane.places.loaded(fleet):
             if id(instance) not in roomy:
                 continue
             worker = instance.worker
-            free = room(instance)
-            if free <= most or (lane.key[3] and worker.leases):
+            free = room(instance) - self._reserved(band, instance)
+            if (free <= most and worker.name != wanted) or free <= 0 or (key.suspect and worker.leases):
                 continue
             if worker.name in self._swaps and not self._may_fill_in(head, band, instance):
                 continue
             contest = self._contests.get(worker.name)
             if contest is not None and not self._may_pass(head, band, instance, contest):
                 continue
+            if instance.budget_tokens and not self._has_tokens(job, instance):
+                continue
+            bucket = self._limits.blocks_at(job, instance)
+            if bucket is not None:
+                holds = bucket if bucket.limit.user else holds
+                continue
             best, most = instance, free
-        return best
+            if worker.name == wanted:
+                break
+        return best, holds if best is None else None
+
+    def _has_tokens(self, job: Job, instance: Instance) -> bool:
+        """Tell whether a job fits beside what runs: one that overflows a shared cache ends all the others too."""
+        taken = self._engines.tokens(instance)
+        need = self._costs.tokens(job, instance.model)
+        return not taken or taken + need <= BUDGET_RATIO * instance.budget_tokens
+
+    def _reserved(self, band: Band, instance: Instance) -> int:
+        """Return the slots that a band leaves free for stricter ones that have come lately."""
+        reserve = self._settings.bands[band.index].reserve
+        if not reserve or instance.slots < _RESERVE_SLOTS:
+            return 0
+        return reserve if self._now_ms < self._strict_until_ms.get(band.index, 0) else 0
+
+    def note_strict(self, band: int) -> None:
+        """A job of a band has started: lower ones leave room for the next of them for a while."""
+        for index in range(band + 1, len(self._settings.bands)):
+            if self._settings.bands[index].reserve:
+                self._strict_until_ms[index] = self._now_ms + _RESERVE_MS
 
     def note_start(self, head: Head, band: Band, instance: Instance) -> None:
         """Charge a start to the patience of the flow that it passes over; its own start ends that."""
@@ -113,12 +175,15 @@ class Placing:
         contest.bypass.cost += cost / head[3].weight
 
     def clear_for_suspect(self, head: Head, band: Band, fleet: Fleet) -> None:
-        """Let the least busy worker that a suspect can run on fall idle, once it has waited as long as for a load."""
+        """Let the least busy worker that a suspect can run on fall idle."""
         open_here = [each.worker for each in head[2].places.loaded(fleet) if is_open(each.worker, fleet)]
-        if not open_here or self._now_ms < head[4].ready_since_ms + LOAD_MS:
-            return
-        worker = min(open_here, key=lambda each: (len(each.leases), each.name))
-        self._contests.setdefault(worker.name, Contest(band.index, head[0], None))
+        if open_here:
+            self.clear(min(open_here, key=lambda each: (len(each.leases), each.name)), head, band)
+
+    def clear(self, worker: Worker, head: Head, band: Band) -> None:
+        """Let a worker fall idle for a head, once it has waited as long as for a load."""
+        if self._now_ms >= head[4].ready_since_ms + LOAD_MS:
+            self._contests.setdefault(worker.name, Contest(band.index, head[0], None))
 
     def prepare(
         self,

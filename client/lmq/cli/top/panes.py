@@ -112,9 +112,9 @@ def _users(view: View, sort: str) -> Table:
         if not (found or band.queued or band.running):
             continue
         rows.append(_band_row(band, top, name_pool=several))
-        shown = [row for row in found if row.users and view.user in ("", row.user)]
+        shown = [row for row in found if view.user in ("", row.user)]
         rows += [_user_row(row) for row in sorted(shown, key=order[sort])]
-    if any(not row.users for row in users.users):
+    if rows and not users.has_shares:
         words = f"  users have no shares: policy {users.policy} goes by priority, then arrival"
         rows.append(Row("no-shares", line=plain(words, "dim")))
     title = _titled("USERS", Pane.USERS, sort)

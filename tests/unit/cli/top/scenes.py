@@ -65,7 +65,7 @@ def a_view(**fields: Any) -> View:
             counts={"leased": 1, "ready": 2, "delayed": 1}, ended={"done": 10, "dead": 1}, wall_ms=NOW_MS,
             uptime_ms=3_600_000, journal_bytes=12_000_000, commit_p50_us=1400,
         ),
-        "users": Users(request_id=1, policy="blfq", users=users, bands=bands),
+        "users": Users(request_id=1, policy="blfq", has_shares=True, users=users, bands=bands),
         "queues": [
             QueueView(name="default", ready=2, leased=1, oldest_ready_ms=60_000, workers=["gpu-1"]),
             QueueView(name="night", delayed=1, hold=Hold(kind="pause", by="tom", since_ms=0, reason="gaming")),

@@ -93,17 +93,25 @@ def test_a_band_of_one_priority_and_several_pools_are_named() -> None:
         BandView(pool="tasks/training", name="now", lowest=9),
     ]
     users = Users(
-        request_id=1, policy="blfq", bands=bands, users=[a_user("anna", pool="tasks/training", band="now")]
+        request_id=1,
+        policy="blfq",
+        has_shares=True,
+        bands=bands,
+        users=[a_user("anna", pool="tasks/training", band="now")],
     )
     model = a_model(a_view(users=users))
     assert line_with(model, "llm now 9")
     assert line_with(model, "tasks/training now 9")
 
 
-def test_without_shares_that_is_said_instead_of_users() -> None:
+def test_where_users_have_no_shares_that_is_said() -> None:
     bands = [BandView(pool="llm", name="normal", lowest=0, queued=2)]
-    users = Users(request_id=1, policy="strict", bands=bands, users=[a_user("", users=0, queued=2)])
-    assert line_with(a_model(a_view(users=users)), "users have no shares: policy strict")
+    users = Users(
+        request_id=1, policy="strict", has_shares=False, bands=bands, users=[a_user("anna", queued=2)]
+    )
+    model = a_model(a_view(users=users))
+    assert line_with(model, "users have no shares: policy strict")
+    assert line_with(model, "anna").split()[:4] == ["anna", "1", "0", "2"]
 
 
 def test_who_waits_and_got_less_than_half_of_its_share_stands_out() -> None:
@@ -190,8 +198,8 @@ def test_a_long_answer_is_scrolled_in_its_box() -> None:
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_names_of_others_cannot_break_the_screen(name: str, width: int, height: int) -> None:
     fields: dict[str, Any] = {"user": name, "task_type": name, "model": name, "worker": name}
-    users = Users(request_id=1, policy=name, bands=[BandView(pool="llm", name=name, lowest=0, queued=1)],
-                  users=[a_user(name, band=name)])  # fmt: skip
+    bands = [BandView(pool="llm", name=name, lowest=0, queued=1)]
+    users = Users(request_id=1, policy=name, has_shares=True, bands=bands, users=[a_user(name, band=name)])
     view = a_view(users=users, workers=[a_worker(name, an_instance(name))], running=[running(**fields)],
                   waiting=[waiting(**fields | {"models": [name]})])  # fmt: skip
     for keys in ([], ["c"], ["w"]):
