@@ -37,6 +37,8 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failures: int | None = None
     timeout_s: float | None = None
     keep_s: float | None = None
+    expected_s: float | None = None
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +111,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs_open: int = 2_000_000
     jobs_open_per_user: int = 1_000_000
     jobs_kept: int = 1_000_000
+    usage_days: int = 731
+    """How long the daily sums of `lmq usage` are kept."""
+    usage_rows: int = 5000
+    """Sums (user, model, task type) that one day gets; what comes beyond is summed up together."""
     seed: int = 0
     """Of the broker's chance (backoff jitter); 0: from the system."""
     tasks: dict[str, TaskConfig] = {}
@@ -118,7 +124,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Settings(
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
-            task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
+            usage_days=self.usage_days, usage_rows=self.usage_rows, task_defaults=self.task_defaults(),
+            bands=self.bands, weights=self.weights, rates=self.rates,
             limits=tuple(each.limit() for each in self.limits), ceilings=self.ceilings,
         )  # fmt: skip
 
@@ -133,6 +140,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 failures=base.failures if given.failures is None else given.failures,
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+                expected_ms=base.expected_ms if given.expected_s is None else int(given.expected_s * 1000),
             )
         return merged
 
@@ -229,6 +237,9 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
+    for name in ("usage_days", "usage_rows"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} = {getattr(config, name)}: allowed is 1 or more")
     lowest = [band.lowest for band in config.bands]
     if (
         not lowest

@@ -80,6 +80,8 @@ if TYPE_CHECKING:
         Restart,
         Tick,
         Usage,
+        UsageReply,
+        UsageRow,
         Users,
         UserView,
         Why,
@@ -159,6 +161,8 @@ __all__ = [
     "UpdateOptions",
     "UpgradeRequired",
     "Usage",
+    "UsageReply",
+    "UsageRow",
     "UserView",
     "Users",
     "WaitTimeout",
@@ -187,8 +191,8 @@ _WHERE = {
     "lmq.results": (
         "Allowance", "BandView", "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold",
         "InstanceInfo", "JobStatus", "Json", "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress",
-        "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage", "UserView", "Users", "Why",
-        "WorkerState", "WorkerView",
+        "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage", "UsageReply", "UsageRow", "UserView",
+        "Users", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

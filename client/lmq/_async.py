@@ -36,6 +36,7 @@ from lmq.results import (
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
     Users,
     WorkerState,
     WorkerView,
@@ -269,6 +270,23 @@ class AsyncClient(Face):
 
     async def health(self) -> HealthReply:
         return await self._ask(_commands.health())
+
+    async def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        ask = _commands.usage(since, until, by, user)
+        pages = [await self._ask(ask)]
+        while pages[-1].more:
+            pages.append(await self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    async def metrics(self, *, users: bool = False) -> str:
+        return await self._ask(_commands.metrics(users))
 
     async def backup(self, path: str) -> BackupDone:
         return await self._ask(_commands.backup(path))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+import msgspec
+
 from lmq import results
 from lmq._handle import refusal
 from lmq._payloads import JobMatch, UpdateOptions, id_of, models_of, ms, priority_of
@@ -184,6 +186,40 @@ def health() -> Ask[results.HealthReply]:
     )
 
 
+def usage(
+    since: datetime | None, until: datetime | None, by: str | Sequence[str], user: str
+) -> Ask[results.UsageReply]:
+    """Ask for the first page of the sums."""
+    message = messages.Usage(
+        request_id=0, since_ms=_at_ms(since), until_ms=_at_ms(until), by=[by] if isinstance(by, str) else list(by),
+        user=user,
+    )  # fmt: skip
+    return _usage(message)
+
+
+def usage_after(ask: Ask[results.UsageReply], page: results.UsageReply) -> Ask[results.UsageReply]:
+    """Ask for the page after another."""
+    message = cast(messages.Usage, ask.message)
+    last = page.rows[-1]
+    return _usage(msgspec.structs.replace(message, after=[getattr(last, name) for name in message.by]))
+
+
+def joined(pages: list[results.UsageReply]) -> results.UsageReply:
+    """Return several pages as one."""
+    return msgspec.structs.replace(pages[-1], rows=[row for page in pages for row in page.rows])
+
+
+def _usage(message: messages.Usage) -> Ask[results.UsageReply]:
+    return Ask("the usage", message, lambda reply: cast(messages.UsageReply, reply))
+
+
+def metrics(users: bool) -> Ask[str]:
+    def read(reply: object) -> str:
+        return reply[1].decode() if isinstance(reply, tuple) else ""
+
+    return Ask("the metrics", messages.Metrics(request_id=0, users=users), read)
+
+
 def backup(path: str) -> Ask[messages.BackupDone]:
     return Ask(
         "the backup",
@@ -338,6 +374,10 @@ def _held(queue: str, worker: str) -> tuple[str, str]:
 
 def _was_changed(reply: object) -> bool:
     return cast(messages.Done, reply).changed
+
+
+def _at_ms(at: datetime | None) -> int:
+    return 0 if at is None else max(0, int(at.timestamp() * 1000))
 
 
 def _ms_or_none(seconds: float | None) -> int | None:

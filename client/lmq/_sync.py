@@ -43,6 +43,7 @@ from lmq.results import (
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
     Users,
     WorkerState,
     WorkerView,
@@ -366,6 +367,35 @@ class Client(Face):
     def health(self) -> HealthReply:
         """Return how the broker is."""
         return self._ask(_commands.health())
+
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Return what jobs have used, summed by UTC day; the sums stay when the jobs are deleted.
+
+        Args:
+            since: from the day that holds this time; None: from the first day that is kept.
+            until: days that begin before this time; None: up to today.
+            by: what has rows of its own, in the order to sort by: `day`, `user`, `model`, `task_type`; none: one row.
+            user: only this user's; empty: those one may see, all or one's own.
+
+        Raises:
+            NotAllowed: the user is another, and one may not see others.
+        """
+        ask = _commands.usage(since, until, by, user)
+        pages = [self._ask(ask)]
+        while pages[-1].more:
+            pages.append(self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    def metrics(self, *, users: bool = False) -> str:
+        """Return the broker's own measurements in Prometheus' text format; with `users` (admins) those of each user."""
+        return self._ask(_commands.metrics(users))
 
     def backup(self, path: str) -> BackupDone:
         """Copy the journal to a path on the broker's machine."""

@@ -8,6 +8,7 @@ from lmq_proto.parts import (
     ModelView,
     Part,
     QueueView,
+    UsageRow,
     UserView,
     WorkerView,
 )
@@ -190,6 +191,50 @@ class HealthReply(Part, frozen=True, kw_only=True):
     jobs_open: int = 0
     jobs_open_max: int = 0
     memory_bytes: int = 0
+
+
+class Usage(Part, frozen=True, kw_only=True):
+    """Ask what jobs have used, summed by UTC day: the days that touch `since_ms` up to `until_ms`."""
+
+    request_id: int
+    since_ms: int = 0
+    """0: from the first day kept."""
+    until_ms: int = 0
+    """0: up to now."""
+    by: list[str] = []
+    """What gets rows of its own: `day`, `user`, `model`, `task_type`, in the order to sort by; none: one row."""
+    user: str = ""
+    """Only this user's."""
+    after: list[str] = []
+    """What the last row of the page before was of, in the order of `by`."""
+
+
+class UsageReply(Part, frozen=True, kw_only=True):
+    """A page of sums. `more` tells whether another may follow."""
+
+    request_id: int
+    since_ms: int
+    """Beginning of the first day, of those that could be."""
+    until_ms: int
+    """End of the last day."""
+    rows: list[UsageRow]
+    total: UsageRow
+    """Over all pages."""
+    more: bool = False
+
+
+class Metrics(Part, frozen=True, kw_only=True):
+    """Ask for the broker's own measurements in Prometheus' text format."""
+
+    request_id: int
+    users: bool = False
+    """Those of each user too."""
+
+
+class MetricsReply(Part, frozen=True, kw_only=True):
+    """The body is the text, UTF-8."""
+
+    request_id: int
 
 
 class Backup(Part, frozen=True, kw_only=True):

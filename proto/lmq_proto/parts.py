@@ -177,6 +177,30 @@ class Hold(Part, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class UsageRow(Part, frozen=True, kw_only=True):
+    """Sums over some days, users, models and task types; of these only what they were asked apart by is named."""
+
+    day: str = ""
+    """UTC, as `2026-11-23`."""
+    user: str = ""
+    model: str = ""
+    task_type: str = ""
+    done: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+    """Of all attempts, the failed ones too, as their workers counted."""
+    wait_p50_ms: int | None = None
+    """From accepted to the first start; None: no job that ended had started."""
+    wait_p95_ms: int | None = None
+    run_p50_ms: int | None = None
+    """From the first start to the end."""
+    run_p95_ms: int | None = None
+
+
 class QueueView(Part, frozen=True, kw_only=True):
     """A queue and how many jobs of it are in each open state."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from lmq_proto.errors import ErrorInfo
@@ -120,7 +121,8 @@ class Runs:
     def _begin(self, attempt: Attempt) -> asyncio.Task[Outcome]:
         task = asyncio.create_task(self._timed(attempt))
         self._tasks[attempt.key] = task
-        task.add_done_callback(lambda done: self._finished(attempt, done))
+        began_s = time.monotonic()
+        task.add_done_callback(lambda done: self._finished(attempt, done, began_s))
         return task
 
     async def _timed(self, attempt: Attempt) -> Outcome:
@@ -128,9 +130,9 @@ class Runs:
         async with asyncio.timeout(_timeout_s(attempt)):
             return await self._backend.run(attempt, report)
 
-    def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
+    def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome], began_s: float) -> None:
         self._tasks.pop(attempt.key, None)
-        self._ended(attempt.key, _outcome_of(attempt, task))
+        self._ended(attempt.key, _outcome_of(attempt, task, _ms_since(began_s)))
 
     # --- one after another ---
 
@@ -158,6 +160,7 @@ class Runs:
 
     async def _ride(self, attempts: Sequence[Attempt]) -> None:
         """Run attempts as one request; one bad input fails all of it, and is found by halves."""
+        began_s = time.monotonic()
         task = asyncio.create_task(self._timed_merged(attempts))
         keys = {attempt.key for attempt in attempts}
         for attempt in attempts:
@@ -165,8 +168,9 @@ class Runs:
         await asyncio.wait([task])
         left = [attempt for attempt in attempts if self._merged.pop(attempt.key, None) is not None]
         if task.cancelled() or task.exception() is not None:
+            share_ms = _ms_since(began_s) // len(attempts)
             for attempt in left:
-                self._ended(attempt.key, _outcome_of(attempt, task))
+                self._ended(attempt.key, _outcome_of(attempt, task, share_ms))
             return
         outcomes = {attempt.key: outcome for attempt, outcome in zip(attempts, task.result(), strict=True)}
         refused = [attempt for attempt in left if outcomes[attempt.key].permanent]
@@ -203,10 +207,19 @@ def _timeout_s(attempt: Attempt) -> float | None:
     return attempt.lease.timeout_ms / 1000 if attempt.lease.timeout_ms else None
 
 
-def _outcome_of(attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[list[Outcome]]) -> Outcome:
-    """Return what a task that is over came to; a bug of ours fails the attempt and is logged in full."""
+def _ms_since(began_s: float) -> int:
+    return int((time.monotonic() - began_s) * 1000)
+
+
+def _outcome_of(
+    attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[list[Outcome]], engine_ms: int
+) -> Outcome:
+    """Return what a task that is over came to; a bug of ours fails the attempt and is logged in full.
+
+    `engine_ms` is what it took where the backend did not come to say so itself.
+    """
     if task.cancelled():
-        return Outcome("stopped")
+        return Outcome("stopped", engine_ms=engine_ms)
     error = task.exception()
     if error is None:
         result = task.result()
@@ -214,9 +227,8 @@ def _outcome_of(attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[lis
         return result
     if isinstance(error, TimeoutError):
         fields = {"timeout_s": attempt.lease.timeout_ms / 1000}
-        return Outcome(
-            "fail", error=ErrorInfo("attempt_timeout", "the attempt took too long", True, dict(fields))
-        )
+        told = ErrorInfo("attempt_timeout", "the attempt took too long", True, dict(fields))
+        return Outcome("fail", error=told, engine_ms=engine_ms)
     log.error(
         "attempt_bug",
         extra={"job_id": to_text(attempt.lease.job_id), "attempt": attempt.lease.attempt},

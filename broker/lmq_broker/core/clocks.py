@@ -2,7 +2,18 @@
 
 import msgspec
 
-from lmq_broker.core import holds, jobs, leases, limiting, sessions, shares, users, views, workers
+from lmq_broker.core import (
+    holds,
+    jobs,
+    leases,
+    limiting,
+    sessions,
+    shares,
+    usage,
+    users,
+    views,
+    workers,
+)
 from lmq_broker.core.chronicle import Out, keep_ledger, numbers_of
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
@@ -84,6 +95,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     if state.clock_trouble or state.retention_reading or state.disk.trouble == "io":
         return
     jobs.drop_tombstones(state, out, now)
+    usage.drop_old(state, out, now)
     over = len(state.finished) - state.settings.jobs_kept
     if state.host.journal_bytes > state.settings.journal_bytes:
         over = max(over, min(len(state.finished), state.settings.retention_step))

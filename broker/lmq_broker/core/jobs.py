@@ -3,7 +3,7 @@
 import heapq
 from typing import TypeVar
 
-from lmq_broker.core import readers
+from lmq_broker.core import readers, usage
 from lmq_broker.core.chronicle import (
     Out,
     count_end,
@@ -198,6 +198,7 @@ def end(
     else:
         del state.users_open[job.user]
     state.ended[target] = state.ended.get(target, 0) + 1
+    usage.job_ended(state, job, target, now)
     count_end(state, now)
     if job.id in state.followers:
         started_ms = job.started_at_ms or now.wall_ms

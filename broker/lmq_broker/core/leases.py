@@ -2,7 +2,7 @@
 
 import heapq
 
-from lmq_broker.core import fields, jobs, readers, workers
+from lmq_broker.core import fields, jobs, readers, usage, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
@@ -226,6 +226,7 @@ def _end_lease(
     )  # fmt: skip
     wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
     close(state, worker, lease, now, spent)
+    usage.lease_ended(state, lease, ended.model[: bounds.NAME_CHARS], spent, now)
     if lease.stopping:
         is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
         if is_latest and job.lease is None and state.jobs.get(job.id) is job:

@@ -8,11 +8,13 @@ from lmq_broker.core import (
     holds,
     leases,
     limiting,
+    metrics,
     readers,
     reasons,
     sessions,
     shares,
     submit,
+    usage,
     users,
     views,
     workers,
@@ -29,7 +31,9 @@ from lmq_broker.core.reads import (
     PayloadReply,
     ReadEvents,
     ReadText,
+    ReadUsage,
     TextReply,
+    UsageSums,
 )  # fmt: skip
 from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
@@ -75,6 +79,7 @@ from lmq_proto.messages import (
     ListUsers,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     ResetLimits,
@@ -91,6 +96,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Who,
     Why,
 )  # fmt: skip
@@ -220,6 +226,10 @@ def _from_client(
             users.reset_user(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
+        case Usage():
+            usage.usage(state, out, session, message, now)
+        case Metrics():
+            metrics.metrics(state, out, session, message, now)
         case Backup():
             views.backup(state, out, session, message)
         case Bye():
@@ -281,6 +291,10 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer)
+        case UsageSums():
+            assert isinstance(request, ReadUsage)
+            assert isinstance(command, Usage)
+            usage.loaded(state, out, session, command, request, answer)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -322,6 +336,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)
+    usage.keep(state, out)
     if state.turn_events:
         put(state, out, EventsAdded(state.turn_events))
         readers.keep_events(state, state.turn_events)

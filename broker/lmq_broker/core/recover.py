@@ -59,6 +59,9 @@ class Memory(msgspec.Struct, frozen=True):
     last_seq: int
     oldest_cursor: int
     last_event_ms: int
+    usage_rows: Iterable[tuple[int, str, str, str]] = ()
+    """Day, user, model and task type of the rows of the latest days."""
+    usage_oldest_day: int = 0
 
 
 def recover(
@@ -114,6 +117,9 @@ def recover(
     })  # fmt: skip
     state.finished.update(memory.finished)
     state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
+    state.usage_oldest_day = memory.usage_oldest_day
+    for day, *names in memory.usage_rows:
+        state.usage_rows.setdefault(day, set()).add((names[0], names[1], names[2]))
     for stored in memory.open_jobs:
         _reopen(state, stored, memory, now)
     for key in memory.keys:

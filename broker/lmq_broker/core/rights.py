@@ -23,6 +23,7 @@ from lmq_proto.messages import (
     ListUsers,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
     ResetLimits,
@@ -39,6 +40,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -59,6 +61,8 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         ListModels,
         ListUsers,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(

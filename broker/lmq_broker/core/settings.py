@@ -19,6 +19,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     failures: int = 3
     timeout_ms: int = 600_000
     keep_ms: int = 7 * bounds.DAY_MS
+    expected_ms: int = 60_000
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 TASK_DEFAULTS: dict[str, TaskDefaults] = {
@@ -91,6 +93,10 @@ class Settings(msgspec.Struct, frozen=True):
     workers: int = 1000
     allowances: int = 10_000
     """Users to whom commands gave a weight or a ceiling."""
+    usage_rows: int = 5000
+    """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
+    usage_days: int = 731
+    """How long the daily sums are kept."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.histograms import Counts
 from lmq_broker.core.limits import Limits
 from lmq_broker.core.reads import ReadEvents, ReadText
-from lmq_broker.core.records import Past, Terms
+from lmq_broker.core.records import Past, Terms, UsageAdded
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import HostFacts
 from lmq_proto.errors import ErrorInfo
@@ -281,6 +282,28 @@ class End(msgspec.Struct, frozen=True, gc=False):
     leased_ms: int
 
 
+class Times(msgspec.Struct):
+    """How long something took, each time."""
+
+    counts: Counts = msgspec.field(default_factory=dict)
+    total_ms: int = 0
+
+
+class Meters(msgspec.Struct):
+    """What has been counted since the start, for `metrics` alone."""
+
+    bands: list[tuple[Times, Times]] = msgspec.field(default_factory=list)
+    """Of each band so far: from accepted to the first start, and from there to the end."""
+    prompt_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    """By model, as are the next two."""
+    output_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    users_engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    loads: dict[str, int] = msgspec.field(default_factory=dict)
+    """By what came of them: `done` or `failed`."""
+    unloads: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class BrokerState(msgspec.Struct):
     """Everything the broker knows."""
 
@@ -386,6 +409,12 @@ class BrokerState(msgspec.Struct):
     host: HostFacts = HostFacts()
     stopping: bool = False
 
+    # usage
+    usage_rows: dict[int, set[tuple[str, str, str]]] = msgspec.field(default_factory=dict)
+    """Day -> (user, model, task type) of the rows it has; of the latest days only."""
+    usage_oldest_day: int = 0
+    """0: there are no sums."""
+
     # work of the turn
     fresh_text: dict[bytes, None] = msgspec.field(default_factory=dict)
     fresh_ends: dict[PeerId, list[End]] = msgspec.field(default_factory=dict)
@@ -393,6 +422,7 @@ class BrokerState(msgspec.Struct):
     awake: list[TextReader] = msgspec.field(default_factory=list)
     """Text readers that came, or were given credit, this turn."""
     unstored_text: dict[bytes, None] = msgspec.field(default_factory=dict)
+    fresh_usage: dict[tuple[int, str, str, str], UsageAdded] = msgspec.field(default_factory=dict)
 
     # counters since the start
     ended: dict[str, int] = msgspec.field(default_factory=dict)
@@ -400,3 +430,4 @@ class BrokerState(msgspec.Struct):
     stale_results: int = 0
     ends_lately: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
     """(monotonic second, jobs ended in it), the last 30 of them."""
+    meters: Meters = msgspec.field(default_factory=Meters)

@@ -312,6 +312,10 @@ def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded,
     model, worker.loading = worker.loading, ""
     state.fleet_version += 1
     since_ms, worker.loading_since_ms = worker.loading_since_ms, 0
+    if model:
+        counted = state.meters.loads if since_ms else state.meters.unloads
+        outcome = "done" if command.error is None else "failed"
+        counted[outcome] = counted.get(outcome, 0) + 1
     if since_ms and (command.error is None or command.error.code == "insufficient_memory"):
         no_memory = command.error is not None
         state.policy.loaded(worker, model, now.mono_ms - since_ms, no_memory=no_memory)

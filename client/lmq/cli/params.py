@@ -96,6 +96,28 @@ class Since(_ParamType):
         return at
 
 
+class UtcDay(_ParamType):
+    """A duration back from now (`7d`), a date (`2026-11-23`, a day in UTC), or a time."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return a time within the day."""
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        now = datetime.now().astimezone()
+        seconds = parse_duration(text)
+        if seconds is not None:
+            return now - timedelta(seconds=seconds)
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            text += "T00:00:00+00:00"
+        at = parse_moment(text, now - timedelta(days=1))
+        if at is None:
+            self.fail(f"{value!r} is neither a duration (7d) nor a date (2026-11-23)", param, ctx)
+        return at
+
+
 class Label(_ParamType):
     """`name=value`."""
 
@@ -159,6 +181,7 @@ class Named(_ParamType):
 DURATION = Duration()
 MOMENT = Moment()
 SINCE = Since()
+UTC_DAY = UtcDay()
 LABEL = Label()
 PRIORITY = Priority()
 QUEUE = Named("queue", lambda client: [queue.name for queue in client.queues()])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         State,
         Tick,
         UpdateOptions,
+        UsageReply,
         Users,
         Why,
         WorkerState,
@@ -184,6 +185,19 @@ class BrokerPort(Protocol):
 
     def health(self) -> HealthReply:
         """How the broker is."""
+
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Sums of what jobs have used."""
+
+    def metrics(self, *, users: bool = False) -> str:
+        """The broker's measurements."""
 
     def backup(self, path: str) -> BackupDone:
         """Copy the journal."""

@@ -53,6 +53,8 @@ COMMANDS: dict[str, Entry] = {
     "users": Entry("nouns", "users", "Users and their shares: list, show, set, reset."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),
+    "usage": Entry("nouns", "usage", "Say what jobs have used, by day, user, model or type."),
+    "metrics": Entry("nouns", "metrics", "Print the broker's measurements for Prometheus."),
     "backup": Entry("nouns", "backup", "Copy the journal while the broker runs."),
     "restore": Entry("nouns", "restore", "Put a copy of the journal in place."),
     "completion": Entry("nouns", "completion", "Print the completion script of a shell."),

@@ -8,7 +8,7 @@ One decision looks at the head of each lane (jobs that can run in the same place
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, nsmallest
 
 import msgspec
@@ -34,13 +34,15 @@ from lmq_broker.core.policies.ledger import Band, Flow
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
-from lmq_broker.core.settings import ENGINE_TASKS, Settings
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto.bounds import BODY_BYTES
 
 _SEPARATOR = "\t"
 """In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
+_SAMPLE = 4
+"""Of so many jobs of a lane one is priced when it is queued."""
 _MERGE_JOBS = 64
 _MERGE_TOKENS = 16_384
 """That ride in one request at most; embedding servers are bounded by tokens."""
@@ -61,7 +63,7 @@ class Blfq:
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
         self._engines = Engines()
-        self._costs = Costs(settings.rates)
+        self._costs = Costs(settings.rates, settings.task_defaults)
         self._placing = Placing(settings, self._costs, self._engines, limits)
         self._band_of = [band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
@@ -99,8 +101,9 @@ class Blfq:
             line = flow.lines[key] = JobLine(key, self._homes)
         line.add(job)
         lane.jobs += 1
-        cost = self._costs.predict(job, _first(job.models))
-        lane.mean_cost += (cost - lane.mean_cost) * (0.1 if lane.mean_cost else 1.0)
+        if not lane.mean_cost or lane.jobs % _SAMPLE == 0:
+            cost = self._costs.predict(job, _first(job.models))
+            lane.mean_cost += (cost - lane.mean_cost) * (0.3 if lane.mean_cost else 1.0)
         if flow not in lane.parked:
             lane.standing.put(flow)
 
@@ -154,16 +157,18 @@ class Blfq:
         self._unpark(self._limits.end(key, 0.0 if spent.innocent else tokens or run.tokens))
         if spent.innocent:
             actual = 0.0
-        elif tokens:
+        elif tokens and job.task_type in ENGINE_TASKS:
             counted = spent.prompt_tokens
             actual = prompt_cost(counted, run.rates) if counted else run.prompt_cost
             actual += spent.output_tokens * run.rates.output_ms
         elif job.task_type not in ENGINE_TASKS:
-            actual = float(spent.engine_ms)
+            actual = float(spent.engine_ms or max(0, now.mono_ms - lease.granted_ms))
         else:
             actual = max(run.received, run.prompt_cost) if spent.complete else run.received
         if spent.complete:
-            if spent.output_tokens:
+            if job.task_type not in ENGINE_TASKS:
+                self._costs.learn_length(job, job.model, int(actual))
+            elif spent.output_tokens:
                 self._costs.learn_length(job, job.model, spent.output_tokens)
             if share_ms > 0 and tokens and job.model:
                 self._costs.learn_rate(
@@ -209,8 +214,7 @@ class Blfq:
             ]
             self._placing.look_at(fleet, now.mono_ms)
             self._engines.forget_others(fleet)
-        self._look_at_limits(now)
-        taken = {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
+        taken = self._taken() if self._uses else ()
         roomy = {
             id(each)
             for each in self._instances
@@ -221,13 +225,15 @@ class Blfq:
         }
         if not roomy and not self._may_load:
             return None
+        self._look_at_limits(now)
         self._placing.begin(now.mono_ms)
         waiting: WakeAt | None = None
-        # Own tasks first: for what they use they may have an endpoint fall idle.
-        for pool in sorted(self._pools.values(), key=_serves_engines):
+        pools: Iterable[Pool] = self._pools.values()
+        if len(self._pools) > 1:
+            # Own tasks first: for what they use they may have an endpoint fall idle.
+            pools = sorted(pools, key=_serves_engines)
+        for pool in pools:
             for band in self._in_turn(pool):
-                if not band.waits:
-                    continue
                 decision = self._decide_band(pool, band, fleet, roomy)
                 if isinstance(decision, WakeAt):
                     waiting = sooner(waiting, decision)
@@ -352,15 +358,18 @@ class Blfq:
         band = pool.bands[index]
         flow = self._flow(band, job.user)
         rates = self._costs.rates(job.task_type, job.model)
-        at_prompt = prompt_cost(prompt_tokens(job), rates)
-        cost = self._costs.predict(job, job.model) if self._settings.foresees else at_prompt
+        prompt = prompt_tokens(job)
+        output = self._costs.output_tokens(job, job.model) if job.task_type not in EMBEDDING_TASKS else 0.0
+        at_prompt = prompt_cost(prompt, rates)
+        cost = at_prompt + output * rates.output_ms if self._settings.foresees else at_prompt
         for other in pool.bands:
             if other.index > index and other.waits:
                 other.owe(cost)
         band.start(flow, cost)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
-            weight=1.0 / lease.slot.leases, tokens=self._costs.tokens(job, job.model), uses=job.terms.uses,
+            weight=1.0 / lease.slot.leases, uses=job.terms.uses,
+            tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens),
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
@@ -388,11 +397,15 @@ class Blfq:
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
-    def _in_turn(self, pool: Pool) -> Iterator[Band]:
-        """Yield the bands: those to whom their least share is owed, then in strict order."""
-        owed = [band for band in pool.bands if band.owed and band.waits and band.owed >= band.turn_cost]
-        yield from owed
-        yield from (band for band in pool.bands if band not in owed)
+    def _in_turn(self, pool: Pool) -> list[Band]:
+        """Return the bands in which somebody waits: those to whom their least share is owed, then in strict order."""
+        bands = [band for band in pool.bands if band.waits]
+        owed = [band for band in bands if band.owed and band.owed >= band.turn_cost]
+        return owed + [band for band in bands if band not in owed] if owed else bands
+
+    def _taken(self) -> set[str]:
+        """Return the resources, and so the endpoints, that own tasks hold altogether."""
+        return {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
 
     def _look_at_limits(self, now: Now) -> None:
         """Put back into line those whose limit has room again, or is another."""
@@ -510,7 +523,7 @@ class Blfq:
         count = max(1, min(count, self._limits.most_at(job, instance)))
         turns = []
         left: dict[Flow, int] = {}
-        for flow in nsmallest(count, lane.standing.flows(), key=_turn_of):
+        for flow in nsmallest(count, lane.standing.noted, key=_turn_of):
             jobs = flow.lines[key].first(count)
             turns.append((flow.key if self._settings.shares else 0.0, flow.number, flow, iter(jobs)))
             left[flow] = min(

@@ -10,7 +10,7 @@ from itertools import accumulate, repeat
 
 import msgspec
 
-from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates, TaskDefaults
 from lmq_broker.core.state import Job
 
 PROMPT_MS = 0.67
@@ -32,6 +32,7 @@ CARD_EVERY_MS = 3_600_000
 CARD_SAMPLES = 20.0
 """Jobs from which a first card is made."""
 _FIT_WEIGHT = 0.99
+_TASK = TaskDefaults()
 _FEW = 32
 """Values after which quantiles are worked out anew; each time until there are as many."""
 _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, initial=1.0))
@@ -39,6 +40,8 @@ _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, 
 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
+OWN_RATES = Rates(0.0, 1.0)
+"""Of own tasks: they cost the time for which they hold a slot, which is kept where others have their tokens."""
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
 
 
@@ -94,8 +97,9 @@ class Fit(msgspec.Struct):
 class Costs:
     """Predicts what jobs cost, and learns from what they took."""
 
-    def __init__(self, given: dict[str, Rates]) -> None:
+    def __init__(self, given: dict[str, Rates], tasks: dict[str, TaskDefaults]) -> None:
         self._given = given
+        self._tasks = tasks
         self._cards: dict[str, tuple[Rates, int]] = {}
         """Model -> (learnt rates, monotonic time from which they may be changed)."""
         self._fits: dict[tuple[str, str], Fit] = {}
@@ -105,6 +109,8 @@ class Costs:
 
     def rates(self, task_type: str, model: str) -> Rates:
         """Return the rates by which a job is charged that is dispatched now."""
+        if task_type not in ENGINE_TASKS:
+            return OWN_RATES
         given = self._given.get(model)
         if given is not None:
             return given
@@ -130,11 +136,20 @@ class Costs:
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
-        mean = all_had.mean if all_had is not None else float(OUTPUT_TOKENS)
+        mean = all_had.mean if all_had is not None else self._first_guess(job)
         mine = self._of_user.get(_length_key(job, model))
         if mine is not None:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
-        return min(mean, float(job.output_tokens)) if job.output_tokens else mean
+        return (
+            min(mean, float(job.output_tokens))
+            if job.output_tokens and job.task_type in ENGINE_TASKS
+            else mean
+        )
+
+    def _first_guess(self, job: Job) -> float:
+        if job.task_type in ENGINE_TASKS:
+            return float(OUTPUT_TOKENS)
+        return float(self._tasks.get(job.task_type, _TASK).expected_ms)
 
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was."""

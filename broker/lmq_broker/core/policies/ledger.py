@@ -8,7 +8,7 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from lmq_broker.core.policies.costs import Quantiles
@@ -63,47 +63,44 @@ class Standing:
     A key that has grown is looked at only when its flow comes to the head; one that has shrunk must be put again.
     """
 
-    __slots__ = ("_heap", "_key", "_noted")
+    __slots__ = ("_heap", "_key", "noted")
 
     def __init__(self, key: Callable[[Flow], Rank]) -> None:
         self._key = key
-        self._noted: dict[Flow, Rank] = {}
+        self.noted: dict[Flow, Rank] = {}
+        """The flows that are in, with their keys as they were last looked at."""
         self._heap: list[tuple[Rank, int, Flow]] = []
 
     def __len__(self) -> int:
-        return len(self._noted)
+        return len(self.noted)
 
     def put(self, flow: Flow) -> None:
         """Put a flow in, or tell that its key may have become smaller."""
         key = self._key(flow)
-        noted = self._noted.get(flow)
+        noted = self.noted.get(flow)
         if noted is None or key < noted:
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heappush(self._heap, (key, flow.number, flow))
-            if len(self._heap) > 2 * len(self._noted) + 64:
-                self._heap = [(noted, each.number, each) for each, noted in self._noted.items()]
+            if len(self._heap) > 2 * len(self.noted) + 64:
+                self._heap = [(noted, each.number, each) for each, noted in self.noted.items()]
                 heapq.heapify(self._heap)
 
     def drop(self, flow: Flow) -> None:
         """Take a flow out; nothing if it is not in."""
-        self._noted.pop(flow, None)
-
-    def flows(self) -> Iterable[Flow]:
-        """Return all flows that are in, in no order."""
-        return self._noted
+        self.noted.pop(flow, None)
 
     def first(self) -> tuple[Rank, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap
         while heap:
             noted, _, flow = heap[0]
-            if self._noted.get(flow) != noted:
+            if self.noted.get(flow) != noted:
                 heapq.heappop(heap)
                 continue
             key = self._key(flow)
             if key == noted:
                 return key, flow
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heapreplace(heap, (key, flow.number, flow))
         return None
 
@@ -133,7 +130,7 @@ class Band:
     @property
     def waits(self) -> bool:
         """Whether any job of the band is queued."""
-        return len(self._waiting) > 0
+        return bool(self._waiting.noted)
 
     @property
     def turn_cost(self) -> float:
