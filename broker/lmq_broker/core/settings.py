@@ -11,6 +11,10 @@ ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
 
 
+POOLED, EACH = "pooled", "each"
+"""How users of an app share."""
+
+
 class TaskDefaults(msgspec.Struct, frozen=True):
     """What a job gets where its submitter says nothing."""
 
@@ -73,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True):
     """What a job will cost is charged when it starts; no: as it is received."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
     """User -> weight in the fair share; 1 for all others. What commands say wins."""
+    apps: dict[str, str] = msgspec.field(default_factory=dict)
+    """App -> `pooled` (its users, `app/name`, share as one) or `each` (each has a share); pooled for all others."""
     ceilings: dict[str, int] = msgspec.field(default_factory=dict)
     """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)

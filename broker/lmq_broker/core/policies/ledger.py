@@ -9,11 +9,14 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 
 import heapq
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmq_broker.core.policies.costs import Quantiles
-from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.lines import Line
 from lmq_broker.core.policies.places import LaneKey
+
+if TYPE_CHECKING:
+    from lmq_broker.core.policies.pooled import Members
 
 Rank = Any
 """What flows are ordered by: a key K, or the place of a job. One kind in one `Standing`."""
@@ -25,7 +28,8 @@ class Flow:
     """One user in one band."""
 
     __slots__ = (
-        "band", "lines", "number", "parked", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+        "band", "lines", "members", "number", "parked", "predicted", "queued", "running", "service", "unsettled",
+        "user", "weight",
     )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
@@ -44,7 +48,9 @@ class Flow:
         self.running = 0
         self.parked = 0
         """Lanes in which a limit holds it."""
-        self.lines: dict[LaneKey, JobLine] = {}
+        self.lines: dict[LaneKey, Line] = {}
+        self.members: Members | None = None
+        """The users of an app who share as one; None: it is one user's."""
 
     @property
     def key(self) -> float:
