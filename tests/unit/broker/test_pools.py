@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import SettingsChanged
-from lmq_proto.messages import Limit, Submit
-from unit.broker.builders import a_broker, drained, idle, ready, spec, started
+from lmq_proto.messages import Limit, ListUsers, Submit, Users
+from unit.broker.builders import a_broker, drained, idle, instance, ready, sent, spec, started
 
 if TYPE_CHECKING:
     from unit.broker.builders import Broker, Planned
@@ -85,3 +85,22 @@ def test_a_limit_that_is_lifted_lets_who_was_set_aside_start() -> None:
     assert started(broker.turn(1), "w1") == ["a0", "b0"]
     broker.step(SettingsChanged(FAIR))
     assert started(broker.turn(1), "w1") == ["a1"]
+
+
+def test_what_rides_together_is_of_all_users_in_turn_and_within_their_limits() -> None:
+    two_each = Settings(policy="blfq", limits=(Limit(of="running", value=2, user="*", task_type="embed"),))
+    worker = idle("w1", instances=[instance("e", model="nomic", kind="embedding")])
+    broker = a_broker(workers=[worker], settings=two_each)
+    jobs = [*((f"a{n}", "shop/alice") for n in range(4)), ("b0", "shop/bob"), ("c0", "shop/carol")]
+    for_users(broker, *jobs, task_type="embed", models=["nomic"], merge="nomic")
+    assert started(broker.turn(1), "w1") == ["a0", "b0", "c0", "a1"]
+
+
+def test_how_users_of_an_app_stand_is_one_row() -> None:
+    broker = a_broker(jobs=many("tom", 1), settings=FAIR)
+    for_users(broker, ("a0", "shop/alice"), ("b0", "shop/bob"))
+    told = sent(broker.says("tom", ListUsers(request_id=7)), "tom", Users)[0]
+    assert [(row.user, row.queued, row.wanted_ratio) for row in told.users] == [
+        ("shop", 2, 0.5),
+        ("tom", 1, 0.5),
+    ]
