@@ -274,6 +274,8 @@ class InstanceInfo(Part, frozen=True, kw_only=True):
     kind: str = "llm"
     """`llm`, `embedding` or `any`."""
     slots: int = 1
+    limit_by: str = ""
+    """What keeps `slots` from being more, a word for people."""
     context_tokens: int = 0
     budget_tokens: int = 0
     """Tokens that all jobs on it may take together, prompts and answers; 0: each job has a context of its own."""

@@ -152,7 +152,8 @@ def test_own_tasks_cost_the_time_they_take_and_are_expected_to_take_what_they_to
     policy = broker.state.policy
 
     def share_of(user: str) -> Share:
-        return next(share for share in policy.shares() if share.user == user)
+        found: Share = next(share for share in policy.shares() if share.user == user)
+        return found
 
     assert started(broker.turn(1), "w1") == ["ann0"]
     assert share_of("ann").predicted == pytest.approx(3_600_000, rel=0.01)
