@@ -387,7 +387,7 @@ class WorkerView(Part, frozen=True, kw_only=True):
     loading_ms: int = 0
     """How long that has been under way."""
     instances_leased: dict[str, int] = {}
-    """Instance -> jobs that run on it."""
+    """Instance -> slots of it that are taken; jobs that ride together take one."""
     hold: Hold | None = None
 
 

@@ -11,7 +11,7 @@ from lmq.cli.humane import duration, held, model_of, short, span, time_of_day, w
 from lmq.cli.tables import STATE_COLORS, one_line
 from lmq.cli.top.lines import Bar, Cell, Column, Line, plain
 from lmq.cli.users import is_short, name_of
-from lmq.cli.workers import slots_of
+from lmq.cli.workers import HELD_BACK, LIMITS, slots_of
 from lmq_proto.bounds import PRIORITY_MAX
 
 if TYPE_CHECKING:
@@ -196,12 +196,12 @@ def _workers(view: View, sort: str, swaps: Swaps) -> Table:
     }
     waiting = {model.model: model.waiting for model in view.models}
     for worker in sorted(view.workers, key=order[sort]):
-        slots = slots_of(worker)
+        slots, used = slots_of(worker), sum(worker.instances_leased.values())
         made = swaps.lately(worker.name, view.health.wall_ms)
         rows.append(Row(
             f"worker/{worker.name}",
             ((one_line(worker.name), "bold"), (worker.state, STATE_COLORS.get(worker.state, "")),
-             (f"{worker.leased}/{slots}" if slots else f"{worker.leased:,}", ""), ("", ""),
+             (f"{used}/{slots}" if slots else f"{used:,}", ""), ("", ""),
              (f"{made}" if made else "", ""), _worker_note(worker)),
             worker=worker,
         ))  # fmt: skip
@@ -232,11 +232,14 @@ def _instance_row(worker: WorkerView, instance: InstanceInfo, waiting: dict[str,
     waits = waiting.get(instance.model, 0)
     facts = [instance.kind] if instance.kind != "any" else []
     facts += [f"context {instance.context_tokens:,}"] if instance.context_tokens else []
+    facts += [LIMITS.get(instance.limit_by, instance.limit_by)] if instance.limit_by else []
+    note: Cell = (one_line(", ".join(facts)), "dim")
+    if instance.limit_by in HELD_BACK:
+        note = (f"only {instance.slots} at once: {LIMITS[instance.limit_by]}", "yellow")
     return Row(
         f"worker/{worker.name}/{instance.instance_id}",
         ((f"  {one_line('any model' if instance.model == '*' else instance.model)}", ""), ("", ""),
-         (f"{used}/{instance.slots}", ""), (f"{waits:,}" if waits else "", ""), ("", ""),
-         (", ".join(facts), "dim")),
+         (f"{used}/{instance.slots}", ""), (f"{waits:,}" if waits else "", ""), ("", ""), note),
         worker=worker,
     )  # fmt: skip
 

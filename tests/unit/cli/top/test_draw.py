@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lmq import BandView, Users
+from lmq import BandView, InstanceInfo, Users
 from lmq.cli.tables import width_of
 from lmq.cli.top.draw import draw, first_shown, heights_of
 from lmq.cli.top.lines import Bar, Column, apart, fitted, part_of, plain, row_of, text_of, widths_of
@@ -139,6 +139,14 @@ def test_workers_say_what_holds_them_first() -> None:
     assert "loads llama-8b, 12 s so far" in line_with(model, "w-load")
     assert line_with(model, "w-fine").split() == ["w-fine", "up", "3/4", "w-fine:1234"]
     assert line_with(model, "qwen3-8b").split()[:4] == ["qwen3-8b", "3/4", "2", "llm,"]
+
+
+def test_an_instance_says_what_keeps_it_from_taking_more() -> None:
+    full = InstanceInfo(instance_id="a", model="a-model", slots=2, limit_by="guard")
+    slow = InstanceInfo(instance_id="b", model="b-model", slots=2, limit_by="slo")
+    model = a_model(a_view(workers=[a_worker("gpu-1", full, slow)]), focus=Pane.WORKERS)
+    assert "only 2 at once: its cache ran full" in line_with(model, "a-model", 119)
+    assert "more would make text too slow" in line_with(model, "b-model", 119)
 
 
 def test_running_jobs_say_their_phase_speed_and_end() -> None:
