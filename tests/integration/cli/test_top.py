@@ -103,6 +103,7 @@ def test_a_new_size_is_filled(lmq: Lmq, top: Open, size: tuple[int, int]) -> Non
     terminal.until("q quit")
     terminal.resize(*size)
     text = terminal.until(lambda text: "q quit" in text.splitlines()[-1] and "USERS" in text)
+    assert text.splitlines()[-1].endswith("quit"), "what was there before is gone"
     assert ("│  RUNNING" in text) == (size[0] >= 120)
 
 

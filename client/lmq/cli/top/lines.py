@@ -48,7 +48,7 @@ class Column:
     """Columns below which it is of no use."""
     most: int = 100
     worth: int = 5
-    """When there is too little room, what is worth least goes first."""
+    """What is worth most is shown first, the rest where there is room left."""
     right: bool = False
     grows: bool = False
     """It takes what is left over."""
@@ -127,13 +127,15 @@ def widths_of(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: 
         min(max([width_of(each.title), *(_width_of_cell(row[n], each) for row in rows)]), each.most)
         for n, each in enumerate(columns)
     ]
-    shown = list(range(len(columns)))
 
     def over(widths: dict[int, int]) -> int:
         return sum(widths.values()) + GAP * (len(widths) - 1) - width
 
-    while len(shown) > 1 and over({n: min(wanted[n], columns[n].least) for n in shown}) > 0:
-        shown.remove(min(shown, key=lambda n: (columns[n].worth, -n)))
+    shown: list[int] = []
+    for index in sorted(range(len(columns)), key=lambda n: (-columns[n].worth, n)):
+        if not shown or over({n: min(wanted[n], columns[n].least) for n in (*shown, index)}) <= 0:
+            shown.append(index)
+    shown.sort()
     widths = {n: wanted[n] for n in shown}
     while (too_many := over(widths)) > 0:
         spare = {n: widths[n] - columns[n].least for n in shown if widths[n] > columns[n].least}

@@ -112,7 +112,8 @@ def _users(view: View, sort: str) -> Table:
         if not (found or band.queued or band.running):
             continue
         rows.append(_band_row(band, top, name_pool=several))
-        shown = [row for row in found if view.user in ("", row.user)]
+        # A user of an app may stand in its row.
+        shown = [row for row in found if f"{view.user}/".startswith(f"{row.user}/") or not view.user]
         rows += [_user_row(row) for row in sorted(shown, key=order[sort])]
     if rows and not users.has_shares:
         words = f"  users have no shares: policy {users.policy} goes by priority, then arrival"

@@ -41,9 +41,9 @@ class Terminal:
     def paint(self, lines: Sequence[Line], size: tuple[int, int]) -> None:
         """Put lines on the screen: those that are not there yet, all of them after a change of size."""
         if size != self._size:
-            # Nothing is cleared first: every line is as wide as the screen, and nobody sees it empty.
             self._size = size
             self._shown = []
+            self._console.clear()
         changed = [
             number for number, line in enumerate(lines)
             if number >= len(self._shown) or self._shown[number] != line

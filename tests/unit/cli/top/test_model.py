@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lmq import BandView, Users
 from lmq.cli.top.model import (
     AskWhy,
     CancelJob,
@@ -26,6 +27,7 @@ from unit.cli.top.scenes import (
     RUNNING,
     SECOND,
     a_model,
+    a_user,
     a_view,
     after,
     footer,
@@ -194,6 +196,15 @@ def test_a_view_of_another_user_than_asked_for_is_not_shown() -> None:
     assert any("WAITING 1 of ben" in line for line in screen(model))
     assert any("only jobs of ben" in line for line in screen(model))
     assert not any("JWWWW1" in line for line in screen(model))
+
+
+def test_a_filter_for_a_user_of_an_app_keeps_the_row_of_the_app() -> None:
+    bands = [BandView(pool="llm", name="normal", lowest=4, queued=2)]
+    rows = [a_user("shop", queued=2), a_user("shopper", queued=1)]
+    users = Users(request_id=1, policy="blfq", has_shares=True, users=rows, bands=bands)
+    lines = screen(a_model(a_view(user="shop/alice", users=users), user="shop/alice"))
+    assert any(line.startswith("  shop ") for line in lines)
+    assert not any("shopper" in line for line in lines)
 
 
 def test_s_sorts_a_pane_in_the_next_way_and_its_title_says_how() -> None:
