@@ -507,8 +507,10 @@ class Blfq:
                 heads.append(head)
         heads.sort(key=standing_of)
         placing = self._placing
-        while heads:
-            head = heads.pop(0)
+        at = 0
+        while at < len(heads):
+            head = heads[at]
+            at += 1
             lane = head[2]
             if lane.key.uses and not self._may_use(lane, head, band, fleet):
                 continue
@@ -521,7 +523,7 @@ class Blfq:
                 self._park(lane, head[3], head[4].user, band, bucket)
                 other = self._head_of(lane, band)
                 if other is not None:
-                    insort(heads, other, key=standing_of)
+                    insort(heads, other, lo=at, key=standing_of)
                 continue
             if lane.key.suspect:
                 placing.clear_for_suspect(head, band, fleet)

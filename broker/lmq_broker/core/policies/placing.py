@@ -26,9 +26,8 @@ _RESERVE_SLOTS = 3
 """An instance of fewer slots keeps none free."""
 _RESERVE_MS = 600_000
 """For how long room is kept after a job of a stricter band."""
-_HOT_LOADS = 2.5
-"""More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
-one that a model stays at least."""
+_HOT_LOADS = 1.5
+"""More than so many loads' time of work waits for a model: one more engine gets it."""
 
 
 class Contest(msgspec.Struct, frozen=True):
@@ -50,7 +49,7 @@ class Placing:
         self._costs = costs
         self._engines = engines
         self.memory = Memory()
-        self._bypasses: dict[tuple[str, int], Bypass] = {}
+        self._bypasses: dict[tuple[int, frozenset[str]], Bypass] = {}
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
         """Those of the decision that is being made."""
@@ -69,8 +68,8 @@ class Placing:
 
     def end(self, places: Iterable[Places]) -> None:
         """All were looked at and nothing is to be done: whoever is passed over no more has lost no patience."""
-        passed_over = {(name, contest.band) for name, contest in self._contests.items()}
-        for key in [key for key in self._bypasses if key not in passed_over]:
+        passed_over = {id(contest.bypass) for contest in self._contests.values()}
+        for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in passed_over]:
             del self._bypasses[key]
         if self._swaps:
             wanted: set[str] = set()
@@ -94,7 +93,7 @@ class Placing:
 
     def _end_swap(self, worker: str) -> None:
         swap = self._swaps.pop(worker)
-        self._bypasses.pop((worker, swap.band), None)
+        self._bypasses.pop((swap.band, swap.names), None)
 
     def may_help(self, lane: Lane, pool: Pool, fleet: Fleet, roomy: set[int]) -> bool:
         """Tell whether anything can be done for a lane: it has room somewhere, or wants a model brought in."""
@@ -251,10 +250,13 @@ class Placing:
         """Settle between the flow whose turn it is and the model that is loaded: let it wait, or begin a swap."""
         if worker.name in self._contests:
             return None
+        if self._is_turn_of_others(head, heads, victims, fleet):
+            return None
         patience_ms = self._patience_ms(band, load_ms)
-        bypass = self._bypasses.get((worker.name, band.index))
+        names = head[2].places.names
+        bypass = self._bypasses.get((band.index, names))
         if bypass is None:
-            bypass = self._bypasses[worker.name, band.index] = Bypass(self._now_ms)
+            bypass = self._bypasses[band.index, names] = Bypass(self._now_ms)
         resident_ms = min(self.memory.resident_ms(each, self._now_ms) for each in victims)
         due_ms = bypass.since_ms + patience_ms
         if band.index > 0:
@@ -275,6 +277,17 @@ class Placing:
             self._now_ms,
         )
         return self._go_on(worker, victims)
+
+    def _is_turn_of_others(
+        self, head: Head, heads: list[Head], victims: list[Instance], fleet: Fleet
+    ) -> bool:
+        """Tell whether one that comes before a head waits for what would be evicted: then nobody is passed over."""
+        for other in heads:
+            if other is head:
+                return False
+            if any(each in victims for each in other[2].places.loaded(fleet)):
+                return True
+        return False
 
     def _is_wanted(
         self, head: Head, heads: list[Head], victims: list[Instance], lead: float, fleet: Fleet
