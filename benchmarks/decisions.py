@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
-from lmq_broker.core.policies.base import Decision, Fleet, Policy, Spent
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Policy, Spent
+from lmq_broker.core.policies.lanes import BandShare, Share
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import Instance, Job, Lease as HeldLease, Worker
@@ -76,6 +77,22 @@ class Timed:
 
     def waiting_for(self, model: str) -> int:
         return self._policy.waiting_for(model)
+
+    def weigh(self, user: str, weight: float) -> None:
+        self._policy.weigh(user, weight)
+
+    def shares(self, *, idle: bool = True) -> list[Share]:
+        return self._policy.shares(idle=idle)
+
+    def bands(self) -> list[BandShare]:
+        return self._policy.bands()
+
+    @property
+    def has_shares(self) -> bool:
+        return self._policy.has_shares
+
+    def charged(self) -> dict[FlowKey, float]:
+        return self._policy.charged()
 
     def decide(self, fleet: Fleet, now: Now) -> Decision | None:
         """Decide, and note what it cost."""

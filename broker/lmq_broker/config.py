@@ -12,7 +12,16 @@ import msgspec
 import platformdirs
 
 from lmq_broker.core.limiting import check
-from lmq_broker.core.settings import BANDS, TASK_DEFAULTS, BandSettings, Rates, Settings, TaskDefaults
+from lmq_broker.core.settings import (
+    BANDS,
+    EACH,
+    POOLED,
+    TASK_DEFAULTS,
+    BandSettings,
+    Rates,
+    Settings,
+    TaskDefaults,
+)
 from lmq_proto import bounds
 from lmq_proto.errors import BadField
 from lmq_proto.messages import Limit
@@ -20,10 +29,9 @@ from lmq_proto.messages import Limit
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "rates", "limits")
+_TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "limits")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
-_WEIGHT_MAX = 1000
 
 
 class ConfigError(Exception):
@@ -95,6 +103,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Strict groups of priorities, from the strictest on."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
+    apps: dict[str, str] = {}
+    """App -> `pooled` (its users, named `app/user`, share as one) or `each` (each has a share); else pooled (blfq)."""
+    ceilings: dict[str, int] = {}
+    """User -> the highest priority that may be asked for; none for all others."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
     limits: list[LimitConfig] = []
@@ -125,7 +137,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
             usage_days=self.usage_days, usage_rows=self.usage_rows, task_defaults=self.task_defaults(),
             bands=self.bands, weights=self.weights, rates=self.rates,
-            limits=tuple(each.limit() for each in self.limits),
+            limits=tuple(each.limit() for each in self.limits), ceilings=self.ceilings, apps=self.apps,
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -255,8 +267,16 @@ def _check(config: BrokerConfig) -> None:
                 f"band {band.name!r}: allowed is a share from 0 to below 1 and a patience from 0 to {_PATIENCE_MAX}"
             )
     for user, weight in config.weights.items():
-        if not 0 < weight <= _WEIGHT_MAX:
-            raise ConfigError(f"weights.{user} = {weight}: allowed is above 0, up to {_WEIGHT_MAX}")
+        if not 1 / bounds.WEIGHT_MAX <= weight <= bounds.WEIGHT_MAX:
+            raise ConfigError(
+                f"weights.{user} = {weight}: allowed is {1 / bounds.WEIGHT_MAX:g} to {bounds.WEIGHT_MAX}"
+            )
+    for app, how in config.apps.items():
+        if how not in (POOLED, EACH):
+            raise ConfigError(f"apps.{app} = {how!r}: allowed is {POOLED} or {EACH}")
+    for user, ceiling in config.ceilings.items():
+        if not 0 <= ceiling <= bounds.PRIORITY_MAX:
+            raise ConfigError(f"ceilings.{user} = {ceiling}: allowed is 0 to {bounds.PRIORITY_MAX}")
     for model, rates in config.rates.items():
         if min(rates.prompt_ms, rates.output_ms) < 0:
             raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")

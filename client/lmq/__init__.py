@@ -57,6 +57,8 @@ if TYPE_CHECKING:
         WrongState,
     )
     from lmq.results import (
+        Allowance,
+        BandView,
         ChatResult,
         EmbedResult,
         ErrorInfo,
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
         Usage,
         UsageReply,
         UsageRow,
+        Users,
+        UserView,
         Why,
         WorkerState,
         WorkerView,
@@ -90,6 +94,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINAL",
     "OPEN",
+    "Allowance",
     "AsyncClient",
     "AsyncEmbedJob",
     "AsyncEventStream",
@@ -100,6 +105,7 @@ __all__ = [
     "BadConfig",
     "BadField",
     "BadPayload",
+    "BandView",
     "ChatOptions",
     "ChatResult",
     "Client",
@@ -157,6 +163,8 @@ __all__ = [
     "Usage",
     "UsageReply",
     "UsageRow",
+    "UserView",
+    "Users",
     "WaitTimeout",
     "Why",
     "WorkerState",
@@ -181,9 +189,10 @@ _WHERE = {
     "lmq_proto.events": ("Kind",),
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
-        "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
-        "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason",
-        "Restart", "Tick", "Usage", "UsageReply", "UsageRow", "Why", "WorkerState", "WorkerView",
+        "Allowance", "BandView", "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold",
+        "InstanceInfo", "JobStatus", "Json", "Limit", "LimitView", "ModelView", "Outcome", "Piece", "Progress",
+        "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage", "UsageReply", "UsageRow", "UserView",
+        "Users", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

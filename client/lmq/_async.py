@@ -37,6 +37,7 @@ from lmq.results import (
     QueueView,
     Tick,
     UsageReply,
+    Users,
     WorkerState,
     WorkerView,
 )
@@ -247,7 +248,7 @@ class AsyncClient(Face):
         finally:
             engine.post_quietly(engine.unwatch, watch)
 
-    # --- queues, workers, models, broker -------------------------------------------------------------------------
+    # --- queues, workers, models, users, broker ------------------------------------------------------------------
 
     async def queues(self) -> list[QueueView]:
         return await self._ask(_commands.queues())
@@ -257,6 +258,15 @@ class AsyncClient(Face):
 
     async def models(self) -> list[ModelView]:
         return await self._ask(_commands.models())
+
+    async def users(self) -> Users:
+        return await self._ask(_commands.users())
+
+    async def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        return await self._ask(_commands.set_user(user, weight, ceiling))
+
+    async def reset_user(self, user: str) -> bool:
+        return await self._ask(_commands.reset_user(user))
 
     async def health(self) -> HealthReply:
         return await self._ask(_commands.health())

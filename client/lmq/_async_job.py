@@ -260,7 +260,8 @@ class AsyncEmbedJob(AsyncJob[EmbedResult]):
     async def _accepted(self) -> Self:
         for part in self.parts:
             await part._accepted()
-        self.job_id, self.channel = self.parts[0].job_id, self.parts[0].channel
+        first = self.parts[0]
+        self.job_id, self.channel, self.given_priority = first.job_id, first.channel, first.given_priority
         return self
 
     async def wait(self, timeout_s: float | None = None) -> State:

@@ -163,6 +163,21 @@ def models() -> Ask[list[results.ModelView]]:
     )
 
 
+def users() -> Ask[results.Users]:
+    return Ask("the users", messages.ListUsers(request_id=0), lambda reply: cast(messages.Users, reply))
+
+
+def set_user(user: str, weight: float | None, ceiling: int | None) -> Ask[bool]:
+    if weight is None and ceiling is None:
+        raise ValueError("give a weight, a ceiling or both")
+    message = messages.SetUser(request_id=0, user=user, weight=weight, ceiling=ceiling)
+    return Ask("the setting", message, _was_changed)
+
+
+def reset_user(user: str) -> Ask[bool]:
+    return Ask("the reset", messages.ResetUser(request_id=0, user=user), _was_changed)
+
+
 def health() -> Ask[results.HealthReply]:
     return Ask(
         "the broker's health",
@@ -343,7 +358,9 @@ def _act(what: str, message: FromPeer) -> Ask[tuple[list[Outcome], bool]]:
 
     def read(reply: object) -> tuple[list[Outcome], bool]:
         done = cast(messages.Changed, reply)
-        outcomes = [Outcome(ids.to_text(one.job_id), one.outcome, one.error) for one in done.outcomes]
+        outcomes = [
+            Outcome(ids.to_text(one.job_id), one.outcome, one.error, one.priority) for one in done.outcomes
+        ]
         return outcomes, done.more
 
     return Ask(what, message, read)

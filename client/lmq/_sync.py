@@ -44,6 +44,7 @@ from lmq.results import (
     QueueView,
     Tick,
     UsageReply,
+    Users,
     WorkerState,
     WorkerView,
 )
@@ -331,7 +332,7 @@ class Client(Face):
         finally:
             engine.post_quietly(engine.unwatch, watch)
 
-    # --- queues, workers, models, broker -------------------------------------------------------------------------
+    # --- queues, workers, models, users, broker ------------------------------------------------------------------
 
     def queues(self) -> list[QueueView]:
         """Return all queues with their counts."""
@@ -344,6 +345,24 @@ class Client(Face):
     def models(self) -> list[ModelView]:
         """Return all models of all endpoints."""
         return self._ask(_commands.models())
+
+    def users(self) -> Users:
+        """Return how users and bands stand, and what users are given."""
+        return self._ask(_commands.users())
+
+    def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        """Give a user a weight, a ceiling or both, until it is reset; tell whether that changed anything.
+
+        Args:
+            user: a name, seen before or not.
+            weight: shares follow it; 1 is what others have. None: as it is.
+            ceiling: the highest priority that its jobs may be given. None: as it is.
+        """
+        return self._ask(_commands.set_user(user, weight, ceiling))
+
+    def reset_user(self, user: str) -> bool:
+        """Take back what `set_user` gave; tell whether there was anything."""
+        return self._ask(_commands.reset_user(user))
 
     def health(self) -> HealthReply:
         """Return how the broker is."""

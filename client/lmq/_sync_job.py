@@ -231,7 +231,7 @@ class EmbedJob(Job[EmbedResult]):
     def __init__(self, client: Client, parts: Sequence[Job[EmbedResult]]) -> None:
         first = parts[0]
         super().__init__(client, first.job_id, first.task_type)
-        self.channel = first.channel
+        self.channel, self.given_priority = first.channel, first.given_priority
         self.parts = list(parts)
 
     def wait(self, timeout_s: float | None = None) -> State:

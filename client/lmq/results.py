@@ -12,6 +12,8 @@ import msgspec
 from lmq_proto import ids, states
 from lmq_proto.errors import ErrorInfo, Field, ProtocolError
 from lmq_proto.messages import (
+    Allowance,
+    BandView,
     HealthReply,
     Hold,
     InstanceInfo,
@@ -26,12 +28,16 @@ from lmq_proto.messages import (
     Tick,
     UsageReply,
     UsageRow,
+    Users,
+    UserView,
     WhyReply,
     WorkerState,
     WorkerView,
 )
 
 __all__ = [
+    "Allowance",
+    "BandView",
     "ChatResult",
     "EmbedResult",
     "ErrorInfo",
@@ -55,6 +61,8 @@ __all__ = [
     "Usage",
     "UsageReply",
     "UsageRow",
+    "UserView",
+    "Users",
     "Why",
     "WorkerState",
     "WorkerView",
@@ -209,6 +217,8 @@ class Outcome(msgspec.Struct, frozen=True):
     job_id: str
     outcome: str
     error: ErrorInfo | None = None
+    priority: int | None = None
+    """What an update gave it, where its user's ceiling is under what was asked for."""
 
 
 class Piece(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ MODELS = 16
 PARENTS = 64
 PRIORITY_MAX = 9
 FAILURES_MAX = 100
+WEIGHT_MAX = 1000
+"""Of a user; the least is one over it."""
 REASON_CHARS = 500
 ERROR_FIELDS_BYTES = 4096
 """What the fields of a worker's error may take in a header; the story of a job keeps 20 errors."""

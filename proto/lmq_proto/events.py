@@ -33,6 +33,8 @@ class Kind(StrEnum):
     LOAD_FAILED = "load_failed"
     BREAKER_OPEN = "breaker_open"
     BREAKER_CLOSED = "breaker_closed"
+    USER_SET = "user_set"
+    USER_RESET = "user_reset"
     LIMIT_SET = "limit_set"
     LIMIT_RESET = "limit_reset"
     ALERT_RAISED = "alert_raised"

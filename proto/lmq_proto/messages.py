@@ -18,6 +18,7 @@ from lmq_proto.nouns import (
     ListLimits as ListLimits,
     ListModels as ListModels,
     ListQueues as ListQueues,
+    ListUsers as ListUsers,
     ListWorkers as ListWorkers,
     Metrics as Metrics,
     MetricsReply as MetricsReply,
@@ -25,13 +26,18 @@ from lmq_proto.nouns import (
     Pause as Pause,
     Queues as Queues,
     ResetLimits as ResetLimits,
+    ResetUser as ResetUser,
     Resume as Resume,
     SetLimit as SetLimit,
+    SetUser as SetUser,
     Usage as Usage,
     UsageReply as UsageReply,
+    Users as Users,
     Workers as Workers,
 )
 from lmq_proto.parts import (
+    Allowance as Allowance,
+    BandView as BandView,
     Breaker as Breaker,
     Capacity as Capacity,
     CatalogModel as CatalogModel,
@@ -60,6 +66,7 @@ from lmq_proto.parts import (
     Target as Target,
     TextMark as TextMark,
     UsageRow as UsageRow,
+    UserView as UserView,
     WorkerView as WorkerView,
 )
 
@@ -526,13 +533,14 @@ class Progress(Part, frozen=True, kw_only=True):
 FromClient = (
     Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
     | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
-    | SetLimit | ResetLimits | ListLimits | Health | Usage | Metrics | Backup
+    | SetLimit | ResetLimits | ListLimits | ListUsers | SetUser | ResetUser | Health | Usage | Metrics | Backup
 )  # fmt: skip
 FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
 FromPeer = FromClient | FromWorker | Heartbeat | Bye
 ToClient = (
     Welcome | Submitted | Followed | Finished | Text | Statuses | Listed | Payload | WhyReply | Changed | Subscribed
-    | Events | Done | Queues | Workers | Models | LimitsReply | HealthReply | UsageReply | MetricsReply | BackupDone
+    | Events | Done | Queues | Workers | Models | LimitsReply | Users | HealthReply | UsageReply | MetricsReply
+    | BackupDone
 )  # fmt: skip
 ToWorker = Enlisted | Work | Acked | Stop | TextDurable | LoadModel | UnloadModel
 ToPeer = ToClient | ToWorker | Heartbeat | Bye | Who | ErrorReply
@@ -545,9 +553,10 @@ FROM_PEER: dict[str, type[FromPeer]] = {
     "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
     "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
     "list_models": ListModels, "set_limit": SetLimit, "reset_limits": ResetLimits, "list_limits": ListLimits,
-    "health": Health, "usage": Usage, "metrics": Metrics, "backup": Backup, "enlist": Enlist, "results": Results,
-    "phases": Phases, "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded,
-    "heartbeat": Heartbeat, "bye": Bye,
+    "list_users": ListUsers, "set_user": SetUser, "reset_user": ResetUser, "health": Health, "usage": Usage,
+    "metrics": Metrics, "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases,
+    "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat,
+    "bye": Bye,
 }  # fmt: skip
 """Verb to header: what a client or worker sends."""
 
@@ -555,10 +564,10 @@ TO_PEER: dict[str, type[ToPeer]] = {
     "welcome": Welcome, "submitted": Submitted, "followed": Followed, "finished": Finished, "text": Text,
     "statuses": Statuses, "listed": Listed, "payload": Payload, "why_reply": WhyReply, "changed": Changed,
     "subscribed": Subscribed, "events": Events, "done": Done, "queues": Queues, "workers": Workers, "models": Models,
-    "limits": LimitsReply, "health_reply": HealthReply, "usage_reply": UsageReply, "metrics_reply": MetricsReply,
-    "backup_done": BackupDone, "enlisted": Enlisted, "work": Work, "acked": Acked, "stop": Stop,
-    "text_durable": TextDurable, "load": LoadModel, "unload": UnloadModel, "heartbeat": Heartbeat, "bye": Bye,
-    "who": Who, "error": ErrorReply,
+    "limits": LimitsReply, "users": Users, "health_reply": HealthReply, "usage_reply": UsageReply,
+    "metrics_reply": MetricsReply, "backup_done": BackupDone, "enlisted": Enlisted, "work": Work, "acked": Acked,
+    "stop": Stop, "text_durable": TextDurable, "load": LoadModel, "unload": UnloadModel, "heartbeat": Heartbeat,
+    "bye": Bye, "who": Who, "error": ErrorReply,
 }  # fmt: skip
 """Verb to header: what the broker sends."""
 

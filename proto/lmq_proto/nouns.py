@@ -1,6 +1,17 @@
 """Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
 
-from lmq_proto.parts import Limit, LimitView, ModelView, Part, QueueView, UsageRow, WorkerView
+from lmq_proto.parts import (
+    Allowance,
+    BandView,
+    Limit,
+    LimitView,
+    ModelView,
+    Part,
+    QueueView,
+    UsageRow,
+    UserView,
+    WorkerView,
+)
 
 
 class Pause(Part, frozen=True, kw_only=True):
@@ -106,6 +117,40 @@ class LimitsReply(Part, frozen=True, kw_only=True):
 
     request_id: int
     limits: list[LimitView]
+
+
+class ListUsers(Part, frozen=True, kw_only=True):
+    """Ask who waits and runs, with which share."""
+
+    request_id: int
+
+
+class Users(Part, frozen=True, kw_only=True):
+    """Users in the bands where they wait, run, or ran within the last minute; all bands; all allowances."""
+
+    request_id: int
+    policy: str
+    has_shares: bool
+    """Whether the policy knows shares, or goes by priority and arrival, whoever asked."""
+    users: list[UserView]
+    bands: list[BandView]
+    allowances: list[Allowance] = []
+
+
+class SetUser(Part, frozen=True, kw_only=True):
+    """Give a user a weight, a ceiling or both. Absent means: leave."""
+
+    request_id: int
+    user: str
+    weight: float | None = None
+    ceiling: int | None = None
+
+
+class ResetUser(Part, frozen=True, kw_only=True):
+    """Take back what commands gave a user: the configuration file counts again."""
+
+    request_id: int
+    user: str
 
 
 class Health(Part, frozen=True, kw_only=True):

@@ -51,6 +51,8 @@ class Outcome(Part, frozen=True, kw_only=True):
     channel: bytes = b""
     """Random topic of this job's progress on the PUB socket."""
     error: ErrorInfo | None = None
+    priority: int | None = None
+    """What it was given, where its user's ceiling is under what was asked for."""
 
 
 class JobEnd(Part, frozen=True, kw_only=True):
@@ -214,6 +216,55 @@ class QueueView(Part, frozen=True, kw_only=True):
     hold: Hold | None = None
 
 
+class UserView(Part, frozen=True, kw_only=True):
+    """How one user stands in one band of one pool, or several of them in one row."""
+
+    pool: str
+    """`llm`, or `tasks/QUEUE` for the own tasks of a queue."""
+    band: str
+    user: str = ""
+    """Empty: those of others whom the asker may not see, or who are too many to be named."""
+    users: int = 1
+    """How many the row sums up."""
+    weight: float = 1.0
+    running: int = 0
+    queued: int = 0
+    wanted_ratio: float = 0.0
+    """Weight over the weights of all who wait or run in the band; 0 for who does neither."""
+    received_ratio: float = 0.0
+    """Of the engine time that was charged in the band within the last minute."""
+    service_ms: int = 0
+    """Engine time received, or forgiven to who came late."""
+    key_ms: int = 0
+    """Who has the smallest of the band is served next."""
+
+
+class BandView(Part, frozen=True, kw_only=True):
+    """One band of one pool."""
+
+    pool: str
+    name: str
+    lowest: int
+    """Its lowest priority."""
+    share_ratio: float = 0.0
+    """Least share of what stricter bands get."""
+    queued: int = 0
+    running: int = 0
+    owed_ms: int = 0
+    """Of its least share, in engine time."""
+
+
+class Allowance(Part, frozen=True, kw_only=True):
+    """What a user is given: a weight in the fair share, and a ceiling of the priorities that may be asked for."""
+
+    user: str
+    weight: float | None = None
+    ceiling: int | None = None
+    by: str = ""
+    """Who set it; empty: the configuration file."""
+    since_ms: int = 0
+
+
 class InstanceInfo(Part, frozen=True, kw_only=True):
     """A model loaded at an endpoint, with room for `slots` jobs at once."""
 
@@ -333,6 +384,10 @@ class WorkerView(Part, frozen=True, kw_only=True):
     leased: int = 0
     capacity: Capacity | None = None
     loading: str = ""
+    loading_ms: int = 0
+    """How long that has been under way."""
+    instances_leased: dict[str, int] = {}
+    """Instance -> slots of it that are taken; jobs that ride together take one."""
     hold: Hold | None = None
 
 

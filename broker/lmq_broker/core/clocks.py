@@ -2,19 +2,27 @@
 
 import msgspec
 
-from lmq_broker.core import holds, jobs, leases, limiting, sessions, usage, views, workers
-from lmq_broker.core.chronicle import Out, numbers_of, put
+from lmq_broker.core import (
+    holds,
+    jobs,
+    leases,
+    limiting,
+    sessions,
+    shares,
+    usage,
+    users,
+    views,
+    workers,
+)
+from lmq_broker.core.chronicle import Out, keep_ledger, numbers_of
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
-from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
 
 _TICK_MS = 1000
-LEDGER = "ledger/"
-"""Prefix of the journal's names for what a policy keeps."""
 
 
 def tend(state: BrokerState, out: Out, now: Now) -> bool:
@@ -29,6 +37,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         holds.end_over(state, out, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        shares.sample(state, now)
         limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
@@ -37,12 +46,6 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         state.next_retention_ms = now.mono_ms + state.settings.retention_every_ms
         _ask_for_due(state, out, now)
     return unfinished
-
-
-def keep_ledger(state: BrokerState, out: Out) -> None:
-    """Note in the journal what has changed in the policy's ledger; what a crash takes of it is a second's worth."""
-    for name, value in state.policy.changes().items():
-        put(state, out, MetaSet(LEDGER + name, value))
 
 
 def next_wake(state: BrokerState, now: Now) -> int:
@@ -60,11 +63,15 @@ def next_wake(state: BrokerState, now: Now) -> int:
 
 
 def change_settings(state: BrokerState, settings: Settings) -> None:
-    """Take over what of the settings may change at run time: defaults of jobs to come, and limits."""
+    """Take over what of the settings may change at run time: defaults of jobs to come, limits, weights, ceilings."""
+    old = state.settings
     state.settings = msgspec.structs.replace(
-        state.settings, task_defaults=settings.task_defaults, limits=settings.limits
-    )
+        old, task_defaults=settings.task_defaults, limits=settings.limits, weights=settings.weights,
+        ceilings=settings.ceilings,
+    )  # fmt: skip
     state.limits.change_baseline(settings.limits)
+    for user in {**old.weights, **old.ceilings, **settings.weights, **settings.ceilings}:
+        users.apply(state, user)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:

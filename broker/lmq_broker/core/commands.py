@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases, limiting
+from lmq_broker.core import fields, jobs, leases, limiting, users
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -148,7 +148,11 @@ def _carry_out(
             if found is None or not _may_touch(session, found.user):
                 raise NotFound("job", to_text(job_id))
             changed = _act_on(state, out, session, command, job, past, deleted, now)
-            outcomes.append(Outcome(job_id=job_id, outcome="changed" if changed else "unchanged"))
+            asked = command.priority if isinstance(command, Update) else None
+            given = None if asked is None or job is None or job.priority == asked else job.priority
+            outcomes.append(
+                Outcome(job_id=job_id, outcome="changed" if changed else "unchanged", priority=given)
+            )
         except LmqError as error:
             outcomes.append(Outcome(job_id=job_id, outcome="refused", error=refusal(state, error)))
     if deleted:
@@ -280,7 +284,7 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         if waits:
             state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if command.priority is not None:
-        job.priority = command.priority
+        job.priority = users.allowed(state, job.user, command.priority)
     if command.models is not None:
         job.models = tuple(command.models)
     if command.expires_ms is not None:

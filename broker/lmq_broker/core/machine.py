@@ -12,12 +12,14 @@ from lmq_broker.core import (
     readers,
     reasons,
     sessions,
+    shares,
     submit,
     usage,
+    users,
     views,
     workers,
 )
-from lmq_broker.core.chronicle import Out, put, refuse, tell
+from lmq_broker.core.chronicle import Out, keep_ledger, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
     Context,
@@ -74,16 +76,19 @@ from lmq_proto.messages import (
     ListLimits,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     Metrics,
     Pause,
     Phases,
     ResetLimits,
+    ResetUser,
     Results,
     Resume,
     Retry,
     SetLimit,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -213,6 +218,12 @@ def _from_client(
             limiting.reset(state, out, session, message, now)
         case ListLimits():
             limiting.list_limits(state, out, session, message, now)
+        case ListUsers():
+            shares.list_users(state, out, session, message)
+        case SetUser():
+            users.set_user(state, out, session, message, now)
+        case ResetUser():
+            users.reset_user(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
         case Usage():
@@ -341,7 +352,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
 def _stop(state: BrokerState, out: Out, now: Now) -> None:
     """Take no more, and tell every peer; running jobs go on at their workers."""
     state.stopping = True
-    clocks.keep_ledger(state, out)
+    keep_ledger(state, out)
     tell(state, now, Kind.BROKER_STOPPED)
     out.extend(
         Send(PeerId(peer), ByeMessage(reason="stopping"), after=state.position) for peer in state.sessions

@@ -5,9 +5,8 @@ from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs, limiting, readers
-from lmq_broker.core.chronicle import Out, put, tell
-from lmq_broker.core.clocks import LEDGER
+from lmq_broker.core import jobs, limiting, readers, users
+from lmq_broker.core.chronicle import LEDGER, Out, put, tell
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
 from lmq_broker.core.policies import POLICIES
@@ -15,10 +14,11 @@ from lmq_broker.core.records import MetaSet, StoredJob
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState, Job, Key, Lease
 from lmq_broker.core.stimuli import Now
+from lmq_broker.core.users import ALLOWANCE
 from lmq_broker.core.workers import KNOWN_MODELS
 from lmq_proto.events import Kind
 from lmq_proto.ids import JobId, WorkerName
-from lmq_proto.messages import Hold
+from lmq_proto.messages import Allowance, Hold
 from lmq_proto.states import State
 
 EPOCH = "epoch"
@@ -107,6 +107,11 @@ def recover(
             (state.queue_holds if noun == "queue" else state.worker_holds)[what] = held
         elif name.startswith(KNOWN_MODELS):
             state.known_models[name.removeprefix(KNOWN_MODELS)] = value.decode().split("\n")
+        elif name.startswith(ALLOWANCE):
+            given = msgspec.msgpack.decode(value, type=Allowance)
+            state.allowances[given.user] = given
+    for user in [*state.allowances, *settings.ceilings]:
+        users.apply(state, user)
     state.policy.restore({
         name.removeprefix(LEDGER): value for name, value in meta.items() if name.startswith(LEDGER) and value
     })  # fmt: skip

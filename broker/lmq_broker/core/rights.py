@@ -20,16 +20,19 @@ from lmq_proto.messages import (
     ListLimits,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     Metrics,
     Pause,
     Phases,
     ResetLimits,
+    ResetUser,
     Results,
     Resume,
     Retry,
     SetLimit,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -56,6 +59,7 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         ListWorkers,
         ListLimits,
         ListModels,
+        ListUsers,
         Health,
         Usage,
         Metrics,
@@ -65,7 +69,9 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup, SetLimit, ResetLimits})
+_STEER: frozenset[type[FromPeer]] = frozenset(
+    {Pause, Drain, Resume, Backup, SetLimit, ResetLimits, SetUser, ResetUser}
+)
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

@@ -11,6 +11,10 @@ ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
 
 
+POOLED, EACH = "pooled", "each"
+"""How users of an app share."""
+
+
 class TaskDefaults(msgspec.Struct, frozen=True):
     """What a job gets where its submitter says nothing."""
 
@@ -72,7 +76,11 @@ class Settings(msgspec.Struct, frozen=True):
     foresees: bool = True
     """What a job will cost is charged when it starts; no: as it is received."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
-    """User -> weight in the fair share; 1 for all others."""
+    """User -> weight in the fair share; 1 for all others. What commands say wins."""
+    apps: dict[str, str] = msgspec.field(default_factory=dict)
+    """App -> `pooled` (its users, `app/name`, share as one) or `each` (each has a share); pooled for all others."""
+    ceilings: dict[str, int] = msgspec.field(default_factory=dict)
+    """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
     limits: tuple[Limit, ...] = ()
@@ -89,6 +97,8 @@ class Settings(msgspec.Struct, frozen=True):
     """What the journal may take on disk before the oldest final jobs go."""
     queues: int = 10_000
     workers: int = 1000
+    allowances: int = 10_000
+    """Users to whom commands gave a weight or a ceiling."""
     usage_rows: int = 5000
     """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
     usage_days: int = 731

@@ -19,11 +19,11 @@ from lmq_broker.core.stimuli import HostFacts
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.events import Event
 from lmq_proto.ids import InstanceId, JobId, PeerId, UserName, WorkerName
-from lmq_proto.messages import Capacity, EventFilter, Hold, Piece
+from lmq_proto.messages import Allowance, Capacity, EventFilter, Hold, Piece
 from lmq_proto.states import State
 
 if TYPE_CHECKING:
-    from lmq_broker.core.policies.base import Policy
+    from lmq_broker.core.policies.base import FlowKey, Policy
 
 
 class Job(msgspec.Struct, gc=False):
@@ -385,6 +385,14 @@ class BrokerState(msgspec.Struct):
     worker_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
     alerts: set[str] = msgspec.field(default_factory=set)
     """Limits whose alert is raised."""
+
+    # users
+    allowances: dict[str, Allowance] = msgspec.field(default_factory=dict)
+    """What commands gave users."""
+    ceilings: dict[str, int] = msgspec.field(default_factory=dict)
+    """In force, by command or from the settings."""
+    charged_lately: deque[tuple[int, dict["FlowKey", float]]] = msgspec.field(default_factory=deque)
+    """(monotonic time, what users received up to then), second by second."""
 
     # journal and events
     position: int = 0

@@ -1,6 +1,6 @@
 """Submit: each job of a batch is accepted, recognised or refused; and what the fields of a job may hold."""
 
-from lmq_broker.core import fields, jobs, limiting, models, readers
+from lmq_broker.core import fields, jobs, limiting, models, readers, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -85,7 +85,11 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
                 outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, refused)))
                 continue
             job = _accept(state, out, session, spec, payload, user, now)
-            outcomes.append(Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id)))
+            asked = spec.priority if spec.priority is not None else _defaults(state, spec.task_type).priority
+            outcomes.append(
+                Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id),
+                        priority=job.priority if job.priority != asked else None)
+            )  # fmt: skip
         if command.follow:
             readers.follow_one(state, out, session, outcomes[-1].job_id)
     reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
@@ -243,7 +247,7 @@ def _accept(
         principal=session.who.principal,
         task_type=intern(spec.task_type, spec.task_type),
         queue=intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
-        priority=defaults.priority if spec.priority is None else spec.priority,
+        priority=users.allowed(state, user, defaults.priority if spec.priority is None else spec.priority),
         state=State.READY,
         order=state.last_order,
         created_at_ms=now.wall_ms,

@@ -262,6 +262,8 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         software=worker.software, protocol=worker.protocol, pid=worker.pid,
         connected_ms=now.mono_ms - worker.connected_ms, heard_ms=now.mono_ms - worker.heard_ms,
         leased=len(worker.leases), capacity=worker.capacity, loading=worker.loading,
+        loading_ms=now.mono_ms - worker.loading_since_ms if worker.loading else 0,
+        instances_leased={each.id: each.leased for each in worker.instances.values() if each.leased},
         hold=state.worker_holds.get(worker.name),
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def event_line(event: Event) -> str:
     if event.job_id:
         about = f"{padded(event.task_type, TYPE_WIDTH)} {padded(event.user, USER_WIDTH)} {one_line(_job_detail(event))}"
     else:
-        about = one_line(f"{event.worker or event.queue} {_other_detail(event)}")
+        about = one_line(f"{event.worker or event.queue or event.user} {_other_detail(event)}")
     room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
     color = KIND_COLORS.get(event.kind)
     return f"{head}{click.style(kind, fg=color)}{GAP}{cut(about, max(room, 20))}".rstrip()
@@ -90,6 +90,13 @@ def _other_detail(event: Event) -> str:
         reason = event.detail.get("reason")
         words = "drains" if event.detail.get("hold") == "drain" else "paused"
         return f"{words} by {event.detail.get('by', '?')}" + (f" ({reason})" if reason else "")
+    if event.kind == "user_set":
+        given = [
+            f"{name} {event.detail[name]}"
+            for name in ("weight", "ceiling")
+            if event.detail.get(name) is not None
+        ]
+        return f"{', '.join(given)} by {event.detail.get('by', '?')}"
     return event.model or _first_detail(event)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Tick,
         UpdateOptions,
         UsageReply,
+        Users,
         Why,
         WorkerState,
         WorkerView,
@@ -39,6 +40,7 @@ class JobPort(Protocol):
     """A job."""
 
     task_type: str
+    given_priority: int | None
 
     @property
     def id(self) -> str:
@@ -171,6 +173,15 @@ class BrokerPort(Protocol):
 
     def models(self) -> list[ModelView]:
         """All models."""
+
+    def users(self) -> Users:
+        """How users and bands stand."""
+
+    def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        """Give a user a weight or a ceiling."""
+
+    def reset_user(self, user: str) -> bool:
+        """Take that back."""
 
     def health(self) -> HealthReply:
         """How the broker is."""

@@ -75,6 +75,7 @@ class Disk:
     submits: Counter[bytes] = field(default_factory=Counter)
     """How often each job id arrived."""
     holds: set[tuple[str, str]] = field(default_factory=set)
+    allowances: dict[str, tuple[float | None, int | None]] = field(default_factory=dict)
 
 
 @dataclass
@@ -383,6 +384,20 @@ class FakeBroker:
                 return messages.Workers(request_id=number, workers=[]), b""
             case messages.ListModels(request_id=number):
                 return messages.Models(request_id=number, models=[]), b""
+            case messages.ListUsers(request_id=number):
+                told = [messages.Allowance(user=name, weight=weight, ceiling=ceiling)
+                        for name, (weight, ceiling) in self.disk.allowances.items()]  # fmt: skip
+                return messages.Users(
+                    request_id=number, policy="fake", has_shares=True, users=[], bands=[], allowances=told
+                ), b""
+            case messages.SetUser(request_id=number):
+                given = (message.weight, message.ceiling)
+                fresh = self.disk.allowances.get(message.user) != given
+                self.disk.allowances[message.user] = given
+                return messages.Done(request_id=number, changed=fresh), b""
+            case messages.ResetUser(request_id=number):
+                known = self.disk.allowances.pop(message.user, None) is not None
+                return messages.Done(request_id=number, changed=known), b""
             case messages.Health(request_id=number):
                 return messages.HealthReply(
                     request_id=number, software="fake", protocol=1, broker_id=b"f" * 16, epoch=self.disk.epoch,
@@ -435,7 +450,12 @@ class FakeBroker:
                 self._event(
                     "accepted", job_id=spec.id, user=job.user, task_type=spec.task_type, state="ready"
                 )
-                outcomes.append(messages.Outcome(job_id=spec.id, outcome="accepted", channel=spec.id[::-1]))
+                _, ceiling = self.disk.allowances.get(message.as_user or session.user, (None, None))
+                is_over = ceiling is not None and (spec.priority or 0) > ceiling
+                outcomes.append(
+                    messages.Outcome(job_id=spec.id, outcome="accepted", channel=spec.id[::-1],
+                                     priority=ceiling if is_over else None)
+                )  # fmt: skip
             else:
                 outcomes.append(messages.Outcome(job_id=known, outcome="duplicate", channel=known[::-1]))
             if message.follow:

@@ -288,6 +288,24 @@ def test_nouns_and_acts_of_the_broker(broker: FakeBroker, make_client: MakeClien
         client.pause()
 
 
+def test_users_are_given_weights_and_ceilings(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    assert client.set_user("anna", weight=2.0, ceiling=6) is True
+    assert client.set_user("anna", weight=2.0, ceiling=6) is False
+    assert [(each.user, each.weight, each.ceiling) for each in client.users().allowances] == [
+        ("anna", 2.0, 6)
+    ]
+    first = client.submit("echo", priority=9)
+    many = client.submit_many([lmq.draft("echo", priority=9), lmq.draft("echo", priority=6)])
+    vectors = client.embed("a", priority=9)
+    vectors.wait(timeout_s=10)
+    assert [job.given_priority for job in (first, *many, vectors)] == [6, 6, None, 6]
+    assert client.reset_user("anna") is True
+    assert client.reset_user("anna") is False
+    with pytest.raises(ValueError, match="a weight, a ceiling or both"):
+        client.set_user("anna")
+
+
 def test_a_job_for_another_user(broker: FakeBroker, make_client: MakeClient) -> None:
     client = make_client(broker.url)
     job = client.as_user("alice").submit("echo")

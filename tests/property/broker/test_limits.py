@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lmq_broker.core.state import Job
 
-USERS = ("ann", "tom", "eve")
+USERS = ("ann", "tom", "shop", "shop/alice", "shop/bob")
 QUEUES = ("q1", "q2")
 TYPES = ("echo", "train", "embed")
 WORKERS = ("w1", "w2")

@@ -36,6 +36,7 @@ from lmq_proto.messages import (
     HostLoad,
     JobFilter,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     LoadModel,
@@ -44,9 +45,11 @@ from lmq_proto.messages import (
     PhaseReport,
     Phases,
     Piece,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -413,6 +416,15 @@ class AnyOrder(RuleBasedStateMachine):
                 who, Pause(request_id=self.number(), noun=noun, name=name, for_ms=3000, now=what == "now")
             )
 
+    @rule(who=clients, user=clients, weight=st.sampled_from([None, 0.5, 4.0]),
+          ceiling=st.sampled_from([None, 0, 6]), takes_back=st.booleans())  # fmt: skip
+    def gives(self, who: str, user: str, weight: float | None, ceiling: int | None, takes_back: bool) -> None:
+        """Somebody gives a user a weight or a ceiling, or takes both back."""
+        if takes_back:
+            self.says(who, ResetUser(request_id=self.number(), user=user))
+        else:
+            self.says(who, SetUser(request_id=self.number(), user=user, weight=weight, ceiling=ceiling))
+
     @rule(who=clients, name=names)
     def looks(self, who: str, name: str) -> None:
         for message in (
@@ -420,6 +432,7 @@ class AnyOrder(RuleBasedStateMachine):
             Why(request_id=self.number(), job_id=job_id(name)),
             ListQueues(request_id=self.number()),
             ListWorkers(request_id=self.number()),
+            ListUsers(request_id=self.number()),
             Health(request_id=self.number()),
             Usage(request_id=self.number(), by=["user"]),
             Metrics(request_id=self.number(), users=True),

@@ -149,7 +149,7 @@ def test_own_tasks_cost_the_time_they_take_and_are_expected_to_take_what_they_to
     settings = Settings(policy="blfq", task_defaults={"train": TaskDefaults(expected_ms=3_600_000)})
     jobs = [*many("ann", 3, task_type="train"), *many("tom", 3, task_type="train")]
     broker = a_broker(jobs=jobs, workers=[idle("w1")], settings=settings)
-    policy: Any = broker.state.policy
+    policy = broker.state.policy
 
     def share_of(user: str) -> Share:
         found: Share = next(share for share in policy.shares() if share.user == user)

@@ -34,11 +34,13 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
     assert (config.policy, config.jobs_open, config.jobs_kept) == ("blfq", 50, 30)
 
 
-def test_bands_weights_and_rates_reach_the_core(tmp_path: Path) -> None:
+def test_bands_weights_ceilings_apps_and_rates_reach_the_core(tmp_path: Path) -> None:
     text = """
     [broker]
     policy = "blfq"
     weights = { anna = 2.0 }
+    ceilings = { anna = 6 }
+    apps = { shop = "each" }
     rates = { qwen3-8b = { prompt_ms = 0.5, output_ms = 4.0 } }
     [[broker.bands]]
     name = "now"
@@ -52,6 +54,8 @@ def test_bands_weights_and_rates_reach_the_core(tmp_path: Path) -> None:
     settings = loaded(tmp_path, text).settings()
     assert settings.bands == (BandSettings("now", 5, 0.0, 1.0), BandSettings("later", 0, 0.2))
     assert settings.weights == {"anna": 2.0}
+    assert settings.ceilings == {"anna": 6}
+    assert settings.apps == {"shop": "each"}
     assert settings.rates == {"qwen3-8b": Rates(0.5, 4.0)}
 
 
@@ -69,6 +73,8 @@ def test_without_a_word_there_are_three_bands() -> None:
         ("usage_days = 0", "usage_days = 0"),
         ("usage_rows = -1", "usage_rows = -1"),
         ("weights = { anna = 0.0 }", "weights.anna = 0.0"),
+        ("ceilings = { anna = 10 }", "ceilings.anna = 10"),
+        ("apps = { shop = 'all' }", "apps.shop = 'all'"),
         ("bands = []", "bands with lowest = []"),
         ('bands = [{ name = "a", lowest = 3 }]', "lowest = [3]"),
         ('bands = [{ name = "a", lowest = 0 }, { name = "b", lowest = 0 }]', "lowest = [0, 0]"),

@@ -22,6 +22,7 @@ from lmq import (
     Tick,
     UsageReply,
     UsageRow,
+    Users,
     Why,
     WorkerView,
 )
@@ -67,6 +68,7 @@ class FakeJob:
     id: str
     broker: FakeBroker
     task_type: str = "chat"
+    given_priority: int | None = None
 
     def status(self) -> JobStatus:
         return next(job for job in self.broker.found if job.id == self.id)
@@ -144,6 +146,11 @@ class FakeBroker:
     ticks: int = 0
     did: list[tuple[Any, ...]] = field(default_factory=list)
     is_closed: bool = False
+    all_users: Users = field(
+        default_factory=lambda: Users(request_id=1, policy="blfq", has_shares=True, users=[], bands=[])
+    )
+    ceiling: int | None = None
+    """What jobs are given that ask for more."""
     refusal: LmqError | None = None
     """What a submit is answered with."""
 
@@ -164,13 +171,13 @@ class FakeBroker:
         self.did.append(("submit_many", drafts, atomic))
         if self.refusal:
             raise self.refusal
-        return [FakeJob(draft.id, self) for draft in drafts]
+        return [FakeJob(draft.id, self, given_priority=self.ceiling) for draft in drafts]
 
     def _submitted(self, kind: str, what: object, options: dict[str, Any]) -> FakeJob:
         self.did.append((kind, what, options))
         if self.refusal:
             raise self.refusal
-        return FakeJob(ID_A, self)
+        return FakeJob(ID_A, self, given_priority=self.ceiling)
 
     def job(self, job_id: str) -> FakeJob:
         return FakeJob(job_id, self)
@@ -234,6 +241,17 @@ class FakeBroker:
     def reset_limits(self, name: str = "") -> bool:
         self.did.append(("reset_limits", {"name": name}))
         return True
+
+    def users(self) -> Users:
+        return self.all_users
+
+    def set_user(self, user: str, **what: Any) -> bool:
+        self.did.append(("set_user", user, what))
+        return True
+
+    def reset_user(self, user: str) -> bool:
+        self.did.append(("reset_user", user))
+        return False
 
     def health(self) -> HealthReply:
         return health()

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from lmq_broker.core.policies.lanes import BandShare, Share
     from lmq_broker.core.state import Instance, Job, Lease, Worker
     from lmq_broker.core.stimuli import Now
+
+
+FlowKey = tuple[str, int, str]
+"""(pool, index of the band, user)."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -109,3 +114,19 @@ class Policy(Protocol):
 
     def waiting_for(self, model: str) -> int:
         """Return how many ready jobs name this model (normal form)."""
+
+    def weigh(self, user: str, weight: float) -> None:
+        """A user has another weight from now on."""
+
+    def shares(self, *, idle: bool = True) -> "list[Share]":
+        """Return how users stand; without `idle`, those only who wait or run."""
+
+    def bands(self) -> "list[BandShare]":
+        """Return how the bands of each pool stand, from the strictest on."""
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether users have shares; no: jobs go by priority and arrival, whoever asked."""
+
+    def charged(self) -> dict[FlowKey, float]:
+        """Return what users have received since this was last asked, in milliseconds of engine time."""

@@ -15,11 +15,12 @@ import msgspec
 
 from lmq_broker.core.limits import RATES, Bucket, Limits
 from lmq_broker.core.models import names_of
-from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
 from lmq_broker.core.policies.lanes import (
     LLM_POOL,
+    BandShare,
     Head,
     Lane,
     Pool,
@@ -30,10 +31,11 @@ from lmq_broker.core.policies.lanes import (
     standing_of,
 )
 from lmq_broker.core.policies.ledger import Band, Flow
-from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.lines import JobLine, Line
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
-from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Settings
+from lmq_broker.core.policies.pooled import PooledLine, pool as pool_users
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, POOLED, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto.bounds import BODY_BYTES
@@ -54,6 +56,7 @@ class Blfq:
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings = settings
+        self._weights = dict(settings.weights)
         self._limits = limits
         self._limits_version = limits.version
         self._pools: dict[str, Pool] = {}
@@ -96,7 +99,7 @@ class Blfq:
         if line is None:
             if flow.parked and flow.parked == len(flow.lines):
                 band.return_(flow)
-            line = flow.lines[key] = JobLine(key, self._homes)
+            line = flow.lines[key] = self._line(flow, key)
         line.add(job)
         lane.jobs += 1
         if not lane.mean_cost or lane.jobs % _SAMPLE == 0:
@@ -104,19 +107,23 @@ class Blfq:
             lane.mean_cost += (cost - lane.mean_cost) * (0.3 if lane.mean_cost else 1.0)
         if flow not in lane.parked:
             lane.standing.put(flow)
+        elif isinstance(line, PooledLine) and not line.is_held:
+            # A user has come whom the limit does not hold.
+            self._unpark([(lane, flow)])
 
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
         pool, index = self._pool(job), self._band_of[job.priority]
-        flow = pool.bands[index].flows[job.user]
-        line = self._homes[job.number]
+        flow = pool.bands[index].flows[self._name(job.user)]
+        line = flow.lines[self._homes[job.number].key]
         line.remove(job)
         lane = pool.lanes[index][line.key]
         lane.jobs -= 1
         if not line.size:
             del flow.lines[line.key]
             lane.standing.drop(flow)
-            if lane.parked.pop(flow, None) is not None:
+            if flow in lane.parked:
+                del lane.parked[flow]
                 flow.parked -= 1
         if not lane.jobs:
             del pool.lanes[index][line.key]
@@ -174,10 +181,7 @@ class Blfq:
                 )
         pool = self._pools[run.pool]
         pool.bands[run.band].end(run.flow, actual, run.received, run.left)
-        for lane_key in run.flow.lines:
-            lane = pool.lanes[run.band][lane_key]
-            if run.flow not in lane.parked:
-                lane.standing.put(run.flow)
+        self._put_again(run.flow, pool.lanes[run.band])
 
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Learn what loads cost and what memory holds."""
@@ -199,7 +203,7 @@ class Blfq:
             name, index, user = key.split(_SEPARATOR)
             pool = self._pools.setdefault(name, Pool(name, self._settings))
             if int(index) < len(pool.bands):
-                weight = self._settings.weights.get(user, 1.0)
+                weight = self._weights.get(user, 1.0)
                 pool.bands[int(index)].restore(user, msgspec.msgpack.decode(value, type=float), weight)
 
     # --- asked -------------------------------------------------------------------------------------------------------
@@ -258,10 +262,8 @@ class Blfq:
             lane.jobs for lanes in pool.lanes[:index] for key, lane in lanes.items() if key in competing
         )
         band = pool.bands[index]
-        flow = band.flows[job.user]
-        mine = sum(
-            line.before(job.priority, job.order) for key, line in flow.lines.items() if key in competing
-        )
+        flow = band.flows[self._name(job.user)]
+        mine = sum(line.before(job) for key, line in flow.lines.items() if key in competing)
         cost = max(pool.lanes[index][own.key].mean_cost, 1.0)
         tag = flow.key + mine * cost / flow.weight
         others = 0.0
@@ -283,15 +285,51 @@ class Blfq:
             if lane.places.names & wanted
         )
 
-    def shares(self) -> list[Share]:
-        """Return how all flows stand."""
+    def weigh(self, user: str, weight: float) -> None:
+        """Give a user's flows another weight."""
+        self._weights[user] = weight
+        self._placing.least_weight = min(1.0, *self._weights.values())
+        for pool in self._pools.values():
+            for band, lanes in zip(pool.bands, pool.lanes, strict=True):
+                flow = band.flows.get(user)
+                if flow is not None:
+                    band.weigh(flow, weight)
+                    self._put_again(flow, lanes)
+
+    def shares(self, *, idle: bool = True) -> list[Share]:
+        """Return how flows stand."""
         return [
             Share(name, band.index, flow.user, flow.weight, flow.service * flow.weight, flow.predicted, flow.key,
                   flow.queued, flow.running)
             for name, pool in self._pools.items()
             for band in pool.bands
             for flow in band.flows.values()
+            if idle or flow.queued or flow.running
         ]  # fmt: skip
+
+    def bands(self) -> list[BandShare]:
+        """Return how bands stand."""
+        return [
+            BandShare(name, band.index, each.lowest, band.share, sum(lane.jobs for lane in lanes.values()),
+                      band.running, band.owed)
+            for name, pool in self._pools.items()
+            for each, band, lanes in zip(self._settings.bands, pool.bands, pool.lanes, strict=True)
+        ]  # fmt: skip
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether it is the fair policy, or the strict one."""
+        return self._settings.shares
+
+    def charged(self) -> dict[FlowKey, float]:
+        """Return what flows have received since it was last asked."""
+        found: dict[FlowKey, float] = {}
+        for name, pool in self._pools.items():
+            for band in pool.bands:
+                for user, cost in band.charged.items():
+                    found[name, band.index, user] = cost
+                band.charged.clear()
+        return found
 
     def virtual_times(self) -> dict[int, float]:
         """Return where a newcomer begins in each band of the engines' pool."""
@@ -308,7 +346,30 @@ class Blfq:
         return pool
 
     def _flow(self, band: Band, user: str) -> Flow:
-        return band.flow(user, self._settings.weights.get(user, 1.0))
+        name = self._name(user)
+        flow = band.flow(name, self._weights.get(name, 1.0))
+        if flow.members is None and name != user:
+            pool_users(flow, self._homes)
+        return flow
+
+    def _name(self, user: str) -> str:
+        """Return whose flow a user's jobs are in: the app's, if it shares as one for all of its users."""
+        app, is_of_app, _ = user.partition("/")
+        if is_of_app and self._settings.shares and self._settings.apps.get(app, POOLED) == POOLED:
+            return app
+        return user
+
+    def _line(self, flow: Flow, key: LaneKey) -> Line:
+        if flow.members is None:
+            return JobLine(key, self._homes)
+        return PooledLine(key, self._homes, flow.members)
+
+    def _put_again(self, flow: Flow, lanes: dict[LaneKey, Lane]) -> None:
+        """A flow's key may have become smaller: tell the lanes of its band where it waits and no limit holds it."""
+        for key in flow.lines:
+            lane = lanes[key]
+            if flow not in lane.parked:
+                lane.standing.put(flow)
 
     def _charge(self, lease: Lease, instance: Instance | None, now_ms: int) -> None:
         job = lease.job
@@ -324,6 +385,8 @@ class Blfq:
             if other.index > index and other.waits:
                 other.owe(cost)
         band.start(flow, cost)
+        if flow.members is not None:
+            flow.members.take_turn(job.user)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
             weight=1.0 / lease.slot.leases, uses=job.terms.uses,
@@ -374,21 +437,34 @@ class Blfq:
         for pool in self._pools.values():
             for lanes in pool.lanes:
                 for lane in lanes.values():
-                    self._unpark([(lane, flow) for flow in lane.parked])
+                    self._unpark([(lane, flow) for flow in (*lane.parked, *lane.standing.noted)])
 
-    def _park(self, lane: Lane, flow: Flow, band: Band, bucket: Bucket) -> None:
-        """A limit holds a flow's jobs of one lane: nobody looks at it until there is room."""
+    def _park(self, lane: Lane, flow: Flow, user: str, band: Band, bucket: Bucket) -> None:
+        """A limit holds a user's jobs of one lane: nobody looks at them until there is room."""
+        self._limits.park(bucket, (lane, flow), self._now_ms)
+        line = flow.lines[lane.key]
+        if isinstance(line, PooledLine):
+            line.set_aside(user)
+            if not line.is_held:
+                return
+        self._rest(lane, flow, band)
+
+    def _rest(self, lane: Lane, flow: Flow, band: Band) -> None:
+        """Nobody of a flow may start in a lane."""
         lane.standing.drop(flow)
-        lane.parked[flow] = bucket
+        lane.parked[flow] = None
         flow.parked += 1
         if flow.parked == len(flow.lines):
             band.rest(flow)
-        self._limits.park(bucket, (lane, flow), self._now_ms)
 
     def _unpark(self, parked: list[tuple[Lane, Flow]]) -> None:
         for lane, flow in parked:
-            if lane.parked.pop(flow, None) is None:
+            line = flow.lines.get(lane.key)
+            if isinstance(line, PooledLine):
+                line.bring_back()
+            if flow not in lane.parked:
                 continue
+            del lane.parked[flow]
             pool = self._pools[pool_name_of(lane.key.task_type, lane.key.queue)]
             if flow.parked == len(flow.lines):
                 pool.bands[flow.band].return_(flow)
@@ -402,10 +478,17 @@ class Blfq:
             first = lane.standing.first()
             if first is None:
                 return None
-            bucket = self._limits.blocks(first[1].user, key.queue, key.task_type, self._now_ms)
+            flow, user = first[1], first[1].user
+            line = flow.lines[key]
+            if isinstance(line, PooledLine):
+                if line.is_held:
+                    self._rest(lane, flow, band)
+                    continue
+                user = line.head()[1].user
+            bucket = self._limits.blocks(user, key.queue, key.task_type, self._now_ms)
             if bucket is None:
-                return (first[0] if self._settings.shares else 0.0), first[1]
-            self._park(lane, first[1], band, bucket)
+                return (first[0] if self._settings.shares else 0.0), flow
+            self._park(lane, flow, user, band, bucket)
 
     def _decide_band(self, pool: Pool, band: Band, fleet: Fleet, roomy: set[int]) -> Decision | None:
         """Go through the lanes by the standing of their heads; the first that can be helped is."""
@@ -437,7 +520,7 @@ class Blfq:
                 return Start(self._group_of(head, instance), instance)
             if bucket is not None:
                 # The next user of the lane may have room.
-                self._park(lane, head[3], band, bucket)
+                self._park(lane, head[3], head[4].user, band, bucket)
                 other = self._head_of(lane, band)
                 if other is not None:
                     insort(heads, other, lo=at, key=standing_of)
@@ -472,6 +555,13 @@ class Blfq:
                     self._placing.clear(worker, head, band)
         return is_free
 
+    def _left_of(self, job: Job, instance: Instance) -> int:
+        """Return how many jobs of a job's user may start on an instance at once."""
+        return min(
+            self._limits.most(job.user, job.queue, job.task_type, self._now_ms),
+            self._limits.most_at(job, instance),
+        )
+
     def _group_of(self, head: Head, instance: Instance) -> tuple[Job, ...]:
         """Return the jobs that ride with a head, users in turn: few enough for every free slot to have some."""
         _, _, lane, _, job = head
@@ -482,19 +572,13 @@ class Blfq:
         count = min(count, self._limits.most(None, key.queue, key.task_type, self._now_ms))
         count = max(1, min(count, self._limits.most_at(job, instance)))
         turns = []
-        left: dict[Flow, int] = {}
         noted = lane.standing.noted
         first = nsmallest(count, noted, key=lambda each: (noted[each], each.number))
         for number, flow in enumerate(first):
-            jobs = flow.lines[key].first(count)
-            key_, tie = (flow.key, flow.number) if self._settings.shares else (0.0, number)
-            turns.append((key_, tie, flow, iter(jobs)))
-            left[flow] = min(
-                self._limits.most(flow.user, key.queue, key.task_type, self._now_ms),
-                self._limits.most_at(jobs[0], instance),
-            )
+            standing, tie = (flow.key, flow.number) if self._settings.shares else (0.0, number)
+            turns.append((standing, tie, flow, iter(flow.lines[key].first(count))))
         # The head itself may start, or nobody would have come here.
-        left[head[3]] = max(1, left[head[3]])
+        left = {job.user: max(1, self._left_of(job, instance))}
         heapify(turns)
         group: list[Job] = []
         tokens = 0
@@ -502,13 +586,18 @@ class Blfq:
         while turns and len(group) < count:
             turn, number, flow, rest = heappop(turns)
             other = next(rest, None)
-            if other is None or not left[flow]:
+            if other is None:
+                continue
+            if other.user not in left:
+                left[other.user] = self._left_of(other, instance)
+            if not left[other.user]:
+                heappush(turns, (turn, number, flow, rest))
                 continue
             tokens += prompt_tokens(other)
             size_bytes += other.payload_bytes
             if group and (tokens > _MERGE_TOKENS or size_bytes > BODY_BYTES // 2):
                 break
-            left[flow] -= 1
+            left[other.user] -= 1
             group.append(other)
             heappush(
                 turns, (turn + self._costs.predict(other, instance.model) / flow.weight, number, flow, rest)

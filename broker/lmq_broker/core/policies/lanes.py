@@ -2,7 +2,6 @@
 
 import msgspec
 
-from lmq_broker.core.limits import Bucket
 from lmq_broker.core.policies.ledger import Band, Flow, Standing
 from lmq_broker.core.policies.lines import Place
 from lmq_broker.core.policies.places import LaneKey, Places
@@ -26,7 +25,7 @@ class Lane:
         """Of those that were queued lately."""
         self.standing = Standing(key_of if shares else self._place_of_head)
         """Flows with jobs here that no limit holds."""
-        self.parked: dict[Flow, Bucket] = {}
+        self.parked: dict[Flow, None] = {}
         """Those that one does."""
 
     def _place_of_head(self, flow: Flow) -> Place:
@@ -57,6 +56,21 @@ class Share(msgspec.Struct, frozen=True):
     key: float
     queued: int
     running: int
+
+
+class BandShare(msgspec.Struct, frozen=True):
+    """How one band of a pool stands."""
+
+    pool: str
+    band: int
+    lowest: int
+    """Its lowest priority."""
+    least: float
+    """Its least share of what stricter bands get."""
+    queued: int
+    running: int
+    owed: float
+    """Of its least share, in milliseconds of engine time."""
 
 
 def key_of(flow: Flow) -> float:

@@ -9,11 +9,14 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 
 import heapq
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmq_broker.core.policies.costs import Quantiles
-from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.lines import Line
 from lmq_broker.core.policies.places import LaneKey
+
+if TYPE_CHECKING:
+    from lmq_broker.core.policies.pooled import Members
 
 Rank = Any
 """What flows are ordered by: a key K, or the place of a job. One kind in one `Standing`."""
@@ -25,7 +28,8 @@ class Flow:
     """One user in one band."""
 
     __slots__ = (
-        "band", "lines", "number", "parked", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+        "band", "lines", "members", "number", "parked", "predicted", "queued", "running", "service", "unsettled",
+        "user", "weight",
     )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
@@ -44,7 +48,9 @@ class Flow:
         self.running = 0
         self.parked = 0
         """Lanes in which a limit holds it."""
-        self.lines: dict[LaneKey, JobLine] = {}
+        self.lines: dict[LaneKey, Line] = {}
+        self.members: Members | None = None
+        """The users of an app who share as one; None: it is one user's."""
 
     @property
     def key(self) -> float:
@@ -122,6 +128,8 @@ class Band:
         self._most = 0.0
         self._waiting = Standing(_service)
         self._flows_made = 0
+        self.charged: dict[str, float] = {}
+        """User -> cost received since it was last asked for; unlike `service` it knows no lifts."""
         self.changed: set[str] = set()
         """Users whose settled service is another than was last noted; the empty name stands for `virtual`."""
 
@@ -193,6 +201,7 @@ class Band:
         flow.predicted = max(0.0, flow.predicted - foreseen)
         flow.service += received / flow.weight
         flow.unsettled += received
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + received
         self._note(flow)
 
     def end(self, flow: Flow, actual: float, received: float, unused: float) -> None:
@@ -202,6 +211,7 @@ class Band:
         # With nothing left to run nothing is predicted, whatever rounding has left over.
         flow.predicted = max(0.0, flow.predicted - unused) if flow.running else 0.0
         flow.service += (actual - received) / flow.weight
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + actual - received
         flow.unsettled = max(0.0, flow.unsettled - received) if flow.running else 0.0
         self._note(flow)
         self.changed.add(flow.user)
@@ -211,6 +221,24 @@ class Band:
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]
+
+    def weigh(self, flow: Flow, weight: float) -> None:
+        """Give a flow another weight. What it owes to the others stays the same in cost.
+
+        Owed is what it has received beyond where a newcomer begins; no weight puts it before that, or before where it
+        stood. What running jobs have received is taken at the new weight, as it may yet be refunded at that.
+        """
+        first = self._waiting.first()
+        start = self.virtual if first is None else max(self.virtual, first[0])
+        settled = flow.settled
+        if settled > start:
+            settled = start + (settled - start) * flow.weight / weight
+        flow.service = max(min(flow.service, start), settled + flow.unsettled / weight)
+        flow.weight = weight
+        self._note(flow)
+        self.changed.add(flow.user)
+        if flow.queued and flow.parked < len(flow.lines):
+            self._waiting.put(flow)
 
     def restore(self, user: str, service: float, weight: float) -> None:
         """Bring back what was noted of a user, or of where newcomers begin."""

@@ -7,6 +7,7 @@ expire, wait in a heap. A line is some ten times cheaper than a heap, and does n
 import heapq
 from collections import deque
 from collections.abc import Iterator
+from typing import Protocol
 
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
@@ -22,6 +23,28 @@ Place = tuple[int, int, int]
 def place_of(job: Job) -> Place:
     """Return where a job stands among others: by priority, then by expiry, then by order."""
     return PRIORITY_MAX - job.priority, job.expires_at_ms or NEVER_MS, job.order
+
+
+class Line(Protocol):
+    """Ready jobs of one flow that can run in the same places."""
+
+    key: LaneKey
+    size: int
+
+    def add(self, job: Job) -> None:
+        """Put a job in its place."""
+
+    def remove(self, job: Job) -> None:
+        """Take a job out, wherever it stands; it must be as it was when it was put in."""
+
+    def head(self) -> tuple[Place, Job]:
+        """Return the first job and its place; there must be one."""
+
+    def first(self, count: int) -> list[Job]:
+        """Return the first jobs in order, as many as are wanted and there."""
+
+    def before(self, job: Job) -> int:
+        """Return how many jobs come before this one, which may wait in another line of its flow."""
 
 
 class JobLine:
@@ -109,14 +132,14 @@ class JobLine:
                 break
         return list(found.values())
 
-    def before(self, priority: int, order: int) -> int:
-        """Return how many jobs come before a place: of higher priority, or of the same and a smaller order."""
+    def before(self, job: Job) -> int:
+        """Return how many jobs are of higher priority, or of the same and a smaller order."""
         total = 0
-        for own, ranks in self._ranks.items():
-            if own > priority:
+        for priority, ranks in self._ranks.items():
+            if priority > job.priority:
                 total += ranks.size
-            elif own == priority:
-                total += ranks.below(order)
+            elif priority == job.priority:
+                total += ranks.below(job.order)
         return total
 
     def _waits(self, job: Job, place: Place) -> bool:

@@ -44,6 +44,7 @@ class Placing:
 
     def __init__(self, settings: Settings, costs: Costs, engines: Engines, limits: Limits) -> None:
         self._settings = settings
+        self.least_weight = settings.least_weight
         self._limits = limits
         self._costs = costs
         self._engines = engines
@@ -335,7 +336,7 @@ class Placing:
     def _lead(self, band: Band, instance: Instance) -> float:
         """Return H: how far beyond the flow whose turn it is another may get."""
         load_ms = self.memory.load_ms(instance.worker, instance.model)
-        biggest = 2 * instance.slots * band.costs.at(0.99, 0.0) / min(1.0, self._settings.least_weight)
+        biggest = 2 * instance.slots * band.costs.at(0.99, 0.0) / self.least_weight
         lead = max(4 * self._patience_ms(band, load_ms), biggest)
         self.widest_lead = max(self.widest_lead, lead)
         return lead
