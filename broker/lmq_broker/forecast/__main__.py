@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 import msgspec
@@ -44,7 +44,7 @@ class _CannotForecast(click.ClickException):
 
 
 @click.command("forecast", epilog=_EXAMPLES, context_settings={"max_content_width": 90})
-@click.argument("trace", type=click.File("r", encoding="utf-8-sig"))
+@click.argument("trace", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(
     "--endpoints", "wanted", metavar="N|NAME:SLOTS,...", multiple=True, default=("1",), show_default=True,
     help="How many endpoints, or their names and slots. Again: compare.",
@@ -98,7 +98,7 @@ class _CannotForecast(click.ClickException):
 def command(
     context: click.Context,
     /,
-    trace: IO[str],
+    trace: str,
     wanted: tuple[str, ...],
     policies: tuple[str, ...],
     stretch: float,
@@ -112,14 +112,15 @@ def command(
     The broker's own core decides as it does every day, in front of modelled endpoints and under a clock of its own:
     an hour of traffic takes seconds. Same trace, same answer. No broker has to run. `-` reads the trace from stdin.
     """
+    name = "stdin" if trace == "-" else trace
     try:
         settings = configuration.load(config_path, {}).settings() if config_path else Settings()
         requests = _requests(trace, stretch, options["models"], options["seed"])
         found = [(text, endpoints(text, options["slots"])) for text in dict.fromkeys(wanted)]
     except traces.BadTrace as error:
-        raise _CannotForecast(f"{trace.name}: {error}") from error
+        raise _CannotForecast(f"{name}: {error}") from error
     except UnicodeDecodeError as error:
-        raise _CannotForecast(f"{trace.name}: text that is not UTF-8: {error}") from error
+        raise _CannotForecast(f"{name}: text that is not UTF-8: {error}") from error
     except (configuration.ConfigError, BadEndpoints) as error:
         raise _CannotForecast(str(error)) from error
     like = EngineModel(
@@ -144,9 +145,10 @@ def command(
     click.echo("\n".join(lines))
 
 
-def _requests(trace: IO[str], stretch: float, models: int | None, seed: int) -> list[Request]:
+def _requests(trace: str, stretch: float, models: int | None, seed: int) -> list[Request]:
     """Return the requests of a trace, varied as was asked."""
-    requests = traces.stretched(traces.read(trace), stretch)
+    with click.open_file(trace, encoding="utf-8-sig") as lines:
+        requests = traces.stretched(traces.read(lines), stretch)
     return requests if models is None else traces.dealt(requests, models, seed)
 
 
@@ -157,7 +159,7 @@ def _introduction(requests: Sequence[Request], models: Sequence[str]) -> list[st
     lines = [f"{asked} for {_count(len(models), 'model')} within {requests[-1].at_ms / 1000:,.0f} s"]
     if light:
         ratio = sum(demand[user] for user in light) / (sum(demand.values()) or 1)
-        lines.append(f"light users: the {len(light)} who ask for least, {ratio:.0%} of all tokens")
+        lines.append(f"light users: {len(light)} of {len(demand)}, who ask for {ratio:.0%} of all tokens")
     return lines
 
 

@@ -57,7 +57,7 @@ def read(lines: Iterable[str]) -> list[Request]:
                 1, "header", ",".join(names), f"{','.join(_OURS)}[,model,priority] or {','.join(_AZURE)}"
             )
     except csv.Error as error:
-        raise BadTrace(rows.line_num, "row", str(error), "a row of a CSV file") from error
+        raise BadTrace(rows.line_num + 1, "row", str(error), "a row of a CSV file") from error
     if not found:
         raise BadTrace(2, "row", "", "one request at least")
     first_s = min(at_s for at_s, _, _ in found)
