@@ -47,7 +47,7 @@ class Fairness(msgspec.Struct, frozen=True):
     """In the worst minute: what all users got less than the best served while they asked for more, in tokens/s."""
     gap_mean: float
     jain_mean: float | None
-    """Jain's index of service over weight, of the users who waited all through a minute; None: never two of them."""
+    """Jain's index of service over weight, of users who waited in one band all through a minute; None: never two."""
     jain_least: float | None
 
 
@@ -78,6 +78,10 @@ class Figures(msgspec.Struct, frozen=True):
 def cost(request: Request) -> int:
     """Return what a request is counted as."""
     return request.prompt_tokens + OUTPUT_WEIGHT * request.output_tokens
+
+
+_Flow = tuple[int, str]
+"""(band, user)."""
 
 
 def percentile(values: Sequence[float], hundredths: int) -> float:
@@ -141,7 +145,7 @@ def figures_of(replay: Replay, settings: Settings) -> Figures:
             if (waits := waits_of(by_band[index])) is not None
         },
         light=waits_of(each for each in served if each.request.user in light),
-        fairness=fairness_of(answered, settings.weights),
+        fairness=fairness_of(answered, settings),
         users=[
             UserFigures(user, len(by_user[user]), tokens, user in light, waits_of(by_user[user]))
             for user, tokens in sorted(demand.items(), key=lambda each: (-each[1], each[0]))
@@ -149,10 +153,10 @@ def figures_of(replay: Replay, settings: Settings) -> Figures:
     )
 
 
-def fairness_of(served: Sequence[Served], weights: Mapping[str, float]) -> Fairness:
+def fairness_of(served: Sequence[Served], settings: Settings) -> Fairness:
     """Return how evenly those were served that were answered."""
-    gaps = gaps_of(served, weights)
-    jains = jains_of(served, weights)
+    gaps = gaps_of(served, settings.weights)
+    jains = jains_of(served, settings)
     return Fairness(
         gap_max=max(gaps, default=0.0),
         gap_mean=fmean(gaps) if gaps else 0.0,
@@ -190,17 +194,23 @@ def gaps_of(served: Sequence[Served], weights: Mapping[str, float]) -> list[floa
     ]  # fmt: skip
 
 
-def jains_of(served: Sequence[Served], weights: Mapping[str, float]) -> list[float]:
-    """Return Jain's index of each minute, over the users who waited all through it; only where there were two."""
-    waiting = [minutes for minutes in _waiting_minutes(served).items() if len(minutes[1]) > 1]
-    got: dict[int, dict[str, float]] = {minute: dict.fromkeys(users, 0.0) for minute, users in waiting}
+def jains_of(served: Sequence[Served], settings: Settings) -> list[float]:
+    """Return Jain's index of each band and minute, over the users who waited all through it, if there were two."""
+    flows: dict[_Flow, list[Served]] = defaultdict(list)
     for each in served:
-        user = each.request.user
-        for minute in range(each.first_ms // WINDOW_MS, each.ended_ms // WINDOW_MS + 1):
-            if user in got.get(minute, ()):
-                start_ms = minute * WINDOW_MS
-                got[minute][user] += service(each, start_ms, start_ms + WINDOW_MS) / weights.get(user, 1.0)
-    return [jain(list(got[minute].values())) for minute in sorted(got)]
+        flows[band_of(each.request.priority, settings), each.request.user].append(each)
+    got: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+    for (band, user), own in sorted(flows.items()):
+        for minute in _waiting_minutes(own):
+            got[band, minute][user] = 0.0
+    for (band, user), own in flows.items():
+        weight = settings.weights.get(user, 1.0)
+        for each in own:
+            for minute in range(each.first_ms // WINDOW_MS, each.ended_ms // WINDOW_MS + 1):
+                if user in got.get((band, minute), ()):
+                    start_ms = minute * WINDOW_MS
+                    got[band, minute][user] += service(each, start_ms, start_ms + WINDOW_MS) / weight
+    return [jain(list(got[key].values())) for key in sorted(got) if len(got[key]) > 1]
 
 
 def jain(values: Sequence[float]) -> float:
@@ -224,19 +234,15 @@ def _ticks(from_ms: float, to_ms: float, tick_ms: float) -> range:
     return range(first, min(TICKS - 1, int(to_ms // tick_ms)) + 1)
 
 
-def _waiting_minutes(served: Iterable[Served]) -> dict[int, list[str]]:
-    """Return which users had something waiting all through each minute."""
-    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for each in served:
-        spans[each.request.user].append((each.request.at_ms, each.started_ms))
-    found: dict[int, list[str]] = defaultdict(list)
-    for user in sorted(spans):
-        begin_ms, end_ms = 0, -1
-        for from_ms, to_ms in [*sorted(spans[user]), (1 << 62, 1 << 62)]:
-            if from_ms <= end_ms:
-                end_ms = max(end_ms, to_ms)
-                continue
-            for minute in range(-(-begin_ms // WINDOW_MS), end_ms // WINDOW_MS):
-                found[minute].append(user)
+def _waiting_minutes(served: Iterable[Served]) -> list[int]:
+    """Return the minutes all through which at least one of these waited."""
+    found: list[int] = []
+    begin_ms, end_ms = 0, -1
+    spans = sorted((each.request.at_ms, each.started_ms) for each in served)
+    for from_ms, to_ms in [*spans, (1 << 62, 1 << 62)]:
+        if from_ms <= end_ms:
+            end_ms = max(end_ms, to_ms)
+        else:
+            found += range(-(-begin_ms // WINDOW_MS), end_ms // WINDOW_MS)
             begin_ms, end_ms = from_ms, to_ms
     return found

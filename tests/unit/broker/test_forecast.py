@@ -162,17 +162,23 @@ def test_service_is_spread_over_the_time_of_the_answer() -> None:
 def test_only_those_who_wait_all_through_a_minute_are_compared() -> None:
     waiting = [served("ann", 0, 150_000, 160_000), served("ann", 0, 0, 60_000)]
     waiting += [served("tom", 0, 150_000, 160_000), served("tom", 0, 30_000, 120_000)]
-    assert len(jains_of(waiting, {})) == 2
+    assert len(jains_of(waiting, Settings())) == 2
     # In the first minute ann had 100 and tom 100/3, in the second tom alone had some.
-    assert jains_of(waiting, {}) == [pytest.approx(jain([100, 100 / 3])), 0.5]
-    assert jains_of(waiting[:3], {})[0] == 0.5
-    assert jains_of(waiting[:2], {}) == []
+    assert jains_of(waiting, Settings()) == [pytest.approx(jain([100, 100 / 3])), 0.5]
+    assert jains_of(waiting[:3], Settings())[0] == 0.5
+    assert jains_of(waiting[:2], Settings()) == []
+
+
+def test_users_of_two_bands_are_not_compared() -> None:
+    waiting = [served("ann", 0, 150_000, 160_000), served("tom", 0, 150_000, 160_000)]
+    waiting[1].request = Request(0, "tom", 0, 50, priority=8)
+    assert jains_of(waiting, Settings()) == []
 
 
 def test_weights_divide_what_was_served() -> None:
     waiting = [served("ann", 0, 150_000, 160_000), served("ann", 0, 0, 60_000, 100)]
     waiting += [served("tom", 0, 150_000, 160_000), served("tom", 0, 0, 60_000)]
-    assert jains_of(waiting, {"ann": 2.0})[0] == pytest.approx(1.0)
+    assert jains_of(waiting, Settings(weights={"ann": 2.0}))[0] == pytest.approx(1.0)
 
 
 def test_the_gap_is_what_others_lack_to_the_best_served_as_far_as_they_asked_for_more() -> None:
@@ -181,7 +187,7 @@ def test_the_gap_is_what_others_lack_to_the_best_served_as_far_as_they_asked_for
     late = [*alone, *(served("tom", at_ms, 900_000, 900_001) for at_ms in range(0, 600_000, 1000))]
     # Both ask for 100 tokens each second; one has all of them.
     assert sorted(gaps_of(late, {}))[50] == pytest.approx(100, abs=4)
-    fairness = fairness_of(late, {})
+    fairness = fairness_of(late, Settings())
     assert (fairness.jain_mean, fairness.jain_least) == (None, None)
 
 
