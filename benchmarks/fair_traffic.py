@@ -96,7 +96,8 @@ def flood(seed: int, *, model: str = "model", over_s: int = 600) -> list[Request
     """Return 300 background jobs at once, and a person who asks for something short about every 10 s."""
     random = Random(seed)
     requests = [
-        Request(0, "flood", 200, random.randint(FLOOD_TOKENS_MIN, FLOOD_TOKENS_MAX), priority=2) for _ in range(300)
+        Request(0, "flood", 200, random.randint(FLOOD_TOKENS_MIN, FLOOD_TOKENS_MAX), priority=2)
+        for _ in range(300)
     ]
     at_ms = 0
     while (at_ms := at_ms + random.randint(5000, 15_000)) < over_s * 1000:
