@@ -1,11 +1,13 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, views, workers
+import msgspec
+
+from lmq_broker.core import holds, jobs, leases, limiting, sessions, usage, views, workers
 from lmq_broker.core.chronicle import Out, numbers_of, put
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
 from lmq_broker.core.records import MetaSet
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
@@ -27,6 +29,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         holds.end_over(state, out, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)
@@ -56,10 +59,12 @@ def next_wake(state: BrokerState, now: Now) -> int:
     return wake_ms
 
 
-def change_defaults(state: BrokerState, defaults: dict[str, TaskDefaults]) -> None:
-    """Use other defaults for jobs submitted from now on."""
-    fields = {name: getattr(state.settings, name) for name in state.settings.__struct_fields__}
-    state.settings = type(state.settings)(**(fields | {"task_defaults": defaults}))
+def change_settings(state: BrokerState, settings: Settings) -> None:
+    """Take over what of the settings may change at run time: defaults of jobs to come, and limits."""
+    state.settings = msgspec.structs.replace(
+        state.settings, task_defaults=settings.task_defaults, limits=settings.limits
+    )
+    state.limits.change_baseline(settings.limits)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:
@@ -83,6 +88,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     if state.clock_trouble or state.retention_reading or state.disk.trouble == "io":
         return
     jobs.drop_tombstones(state, out, now)
+    usage.drop_old(state, out, now)
     over = len(state.finished) - state.settings.jobs_kept
     if state.host.journal_bytes > state.settings.journal_bytes:
         over = max(over, min(len(state.finished), state.settings.retention_step))

@@ -17,15 +17,19 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -33,6 +37,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -49,15 +54,18 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup, SetLimit, ResetLimits})
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

@@ -214,7 +214,7 @@ def payload_loaded(
 
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
-    oldest: dict[str, int] = {}
+    oldest = oldest_waits(state, now)
     names = {
         *state.queues,
         *state.queue_holds,
@@ -222,13 +222,19 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
     }
     for worker in state.workers.values():
         names |= worker.queues
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+
+
+def oldest_waits(state: BrokerState, now: Now) -> dict[str, int]:
+    """Return how long the oldest ready job of each queue waits, in milliseconds; queues without one are left out."""
+    oldest: dict[str, int] = {}
     for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
         if job.state is State.READY and job.queue not in oldest:
             oldest[job.queue] = now.mono_ms - job.ready_since_ms
             if len(oldest) == len(state.queues):
                 break
-    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
-    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+    return oldest
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
@@ -262,6 +268,11 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
 
 def list_models(state: BrokerState, out: Out, session: Session, command: ListModels) -> None:
     """Answer with all models of all connected endpoints."""
+    inform(state, out, session.peer, Models(request_id=command.request_id, models=all_models(state)))
+
+
+def all_models(state: BrokerState) -> list[ModelView]:
+    """Return the models of all connected endpoints, by name."""
     found: dict[str, ModelView] = {}
     for worker in state.workers.values():
         if worker.peer is None:
@@ -274,14 +285,13 @@ def list_models(state: BrokerState, out: Out, session: Session, command: ListMod
             found[instance.model] = _with(
                 view, loaded_on=worker.name, slots=instance.slots, leased=instance.leased
             )
-    views = [
+    return [
         ModelView(
             model=view.model, kind=view.kind, loaded_on=view.loaded_on, on_disk_at=view.on_disk_at, slots=view.slots,
             leased=view.leased, waiting=state.policy.waiting_for(view.model),
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
-    inform(state, out, session.peer, Models(request_id=command.request_id, models=views))
 
 
 def _with(

@@ -1,16 +1,27 @@
 """Which instance of which worker can run a job, and which has room. What every policy asks of the fleet."""
 
+from typing import NamedTuple
+
 from lmq_broker.core.models import catalog_names, normal, suits
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.state import Instance, Job, Worker
 
-LaneKey = tuple[str, str, tuple[str, ...], bool]
-"""(queue, task type, models, suspect): jobs that are alike in these can run in the same places."""
+
+class LaneKey(NamedTuple):
+    """Jobs that are alike in these can run in the same places, and in the same request."""
+
+    queue: str
+    task_type: str
+    models: tuple[str, ...]
+    suspect: bool
+    uses: tuple[str, ...] = ()
+    merge: str = ""
 
 
 def lane_of(job: Job) -> LaneKey:
     """Return what decides where a job can run."""
-    return job.queue, job.task_type, job.models, job.past.suspect
+    terms = job.terms
+    return LaneKey(job.queue, job.task_type, job.models, job.past.suspect, terms.uses, terms.merge)
 
 
 class Places:
@@ -20,7 +31,7 @@ class Places:
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
-        self.names = frozenset(normal(model) for model in key[2])
+        self.names = frozenset(normal(model) for model in key.models)
         """Normal forms of the models asked for; empty: any."""
         self._version = -1
         self._found: list[Instance] = []
@@ -55,7 +66,9 @@ class Places:
 
     def served_by(self, worker: Worker) -> bool:
         """Tell whether a worker takes jobs of this queue and task type."""
-        return self.key[1] in worker.task_types and (not worker.queues or self.key[0] in worker.queues)
+        return self.key.task_type in worker.task_types and (
+            not worker.queues or self.key.queue in worker.queues
+        )
 
     def on_disk(self, worker: Worker) -> str | None:
         """Return the catalog's key of the first model at a worker that would do."""
@@ -66,7 +79,7 @@ class Places:
 
     def _fits(self, instance: Instance) -> bool:
         named = not self.names or not instance.names or bool(self.names & instance.names)
-        return named and suits(instance.kind, self.key[1])
+        return named and suits(instance.kind, self.key.task_type)
 
 
 def is_open(worker: Worker, fleet: Fleet) -> bool:
@@ -84,4 +97,4 @@ def room(instance: Instance) -> int:
     """Return how many slots are free at an instance, its worker's own limit kept."""
     free = instance.slots - instance.leased
     limit = instance.worker.capacity.slots
-    return free if limit is None else min(free, limit - len(instance.worker.leases))
+    return free if limit is None else min(free, limit - instance.worker.busy)
