@@ -27,7 +27,6 @@ from lmq_broker.forecast.figures import (
     demands,
     jains_of,
     light_users,
-    percentile,
     service,
     waits_of,
 )
@@ -331,7 +330,7 @@ def floods(plan: Plan) -> Part:
 
 def reserved() -> Settings:
     """Return settings that keep one slot for the strictest band."""
-    strictest = msgspec.structs.replace(BANDS[0], **{"reserve": 1})
+    strictest = msgspec.structs.replace(BANDS[0], reserve=1)
     return Settings(bands=(strictest, *BANDS[1:]))
 
 
