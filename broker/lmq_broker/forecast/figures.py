@@ -58,7 +58,9 @@ class Figures(msgspec.Struct, frozen=True):
     """From the first request to the last answer."""
     answered: int
     unanswered: int
-    """Refused, expired, or dead."""
+    """Refused, expired, dead, or still waiting."""
+    stranded: int
+    """Of these, those that waited for ever: the policy stood still with nothing running."""
     tokens_per_s: float
     """Read and written, over the makespan."""
     slots_used_ratio: float
@@ -132,6 +134,7 @@ def figures_of(replay: Replay, settings: Settings) -> Figures:
         makespan_s=makespan_ms / 1000,
         answered=len(answered),
         unanswered=len(served) - len(answered),
+        stranded=replay.left,
         tokens_per_s=tokens * 1000 / makespan_ms if makespan_ms else 0.0,
         slots_used_ratio=sum(each.ended_ms - each.started_ms for each in answered) / (slots * makespan_ms)
         if makespan_ms

@@ -38,6 +38,8 @@ from lmq_proto.states import FINAL, State
 
 REPORT_EVERY_MS = 1000
 """How often workers say how many tokens their streams have."""
+STILL_MS = 3_600_000
+"""When for so long nothing runs, is loaded, or comes, nothing ever will: longer than any wait that the core grants."""
 _BEAT_MS = 5000
 _START_MS = 1_000_000
 _WALL_MS = 1_800_000_000_000
@@ -138,7 +140,8 @@ class Replay:
         self._wake_ms = 0
         self._commands = 0
         self.left = len(self.requests)
-        """Requests that have not ended."""
+        """Requests that have not ended; above 0 after the run: they wait for ever."""
+        self._moved_ms = 0
 
     def run(self, until_ms: int | None = None) -> None:
         """Go on until every request has ended, or to a time."""
@@ -147,7 +150,7 @@ class Replay:
                 return
 
     def turns(self) -> Iterator[None]:
-        """Take one turn of the broker after the other until every request has ended."""
+        """Take one turn of the broker after the other until every request has ended, or none of them ever will."""
         self._say(
             _CLIENT, Hello(request_id=1, instance=_CLIENT.ljust(16), protocol_oldest=1, protocol_newest=1)
         )
@@ -156,7 +159,7 @@ class Replay:
         waiting = iter(self.requests)
         coming = next(waiting, None)
         beat_ms, report_ms = 0, REPORT_EVERY_MS
-        while self.left:
+        while self.left and self.now_ms < self._moved_ms + STILL_MS:
             while coming is not None and coming.at_ms <= self.now_ms:
                 self._submit(coming)
                 coming = next(waiting, None)
@@ -171,6 +174,8 @@ class Replay:
                 self._report()
             self._wake_ms = self.now_ms + _BEAT_MS
             self._carry_out(step(self.state, TurnEnded(), self._now()))
+            if coming is not None or any(worker.due or worker.engine.streams for worker in self._workers):
+                self._moved_ms = self.now_ms
             yield
             times = [float(beat_ms), float(report_ms), float(self._wake_ms)]
             times += [] if coming is None else [float(coming.at_ms)]

@@ -44,6 +44,8 @@ def comparison(columns: Sequence[Column]) -> list[str]:
     ]
     if any(figures.unanswered for figures in everyone):
         rows.append(_Row("without an answer", lambda figures: f"{figures.unanswered:,}"))
+    if any(figures.stranded for figures in everyone):
+        rows.append(_Row("  which waited for ever", lambda figures: f"{figures.stranded:,}"))
     rows += [_GAP, *_waits("wait (s)", lambda figures: figures.waits)]
     if len(bands) > 1:
         for name in bands:

@@ -17,6 +17,7 @@ from lmq_broker.forecast.figures import (
     Figures,
     Waits,
     fairness_of,
+    figures_of,
     gaps_of,
     jain,
     jains_of,
@@ -131,6 +132,15 @@ def test_a_request_that_never_ends_in_time_is_told_as_unanswered() -> None:
     assert "without an answer" in "\n".join(comparison([Column("1", "strict", figures)]))
 
 
+def test_a_replay_ends_though_some_wait_for_ever() -> None:
+    requests = [Request(0, "ann", 10, 10), Request(0, "tom", 10, 10, task_type="paint")]
+    replay = Replay(requests, [EngineModel()], Settings())
+    replay.run()
+    figures = figures_of(replay, Settings())
+    assert (figures.answered, figures.unanswered, figures.stranded) == (1, 1, 1)
+    assert "which waited for ever" in "\n".join(comparison([Column("1", "strict", figures)]))
+
+
 def test_what_expires_or_is_refused_ends_the_replay_as_well() -> None:
     requests = [Request(0, "ann", 10, 1000, expires_ms=1000) for _ in range(4)]
     replay = Replay(requests, [EngineModel(slots=1)], Settings(jobs_open=3))
@@ -239,7 +249,7 @@ def test_seconds_have_as_many_decimals_as_are_worth_reading(value: float, text: 
 def some_figures(**fields: Any) -> Figures:
     waits = Waits(10, 1.0, 2.0, 3.0)
     told: dict[str, Any] = {
-        "makespan_s": 1583.0, "answered": 10, "unanswered": 0, "tokens_per_s": 400.0, "slots_used_ratio": 0.5,
+        "makespan_s": 1583.0, "answered": 10, "unanswered": 0, "stranded": 0, "tokens_per_s": 400.0, "slots_used_ratio": 0.5,
         "swaps": 3, "loading_s": 30.0, "waits": waits, "bands": {"normal": waits}, "light": None,
         "fairness": Fairness(10.0, 5.0, None, None), "users": [],
     }  # fmt: skip
