@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import fair_rows as rows
+from benchmarks import fair_models
+from benchmarks.fair_runs import UNBOUNDED, at_full_load, cumulative, patient, run, two_endpoints
 from lmq_broker.forecast.figures import cost, demands, light_users
 from lmq_broker.forecast.traces import dealt
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from benchmarks.fair_rows import Plan
+    from benchmarks.fair_runs import Plan
     from lmq_broker.forecast.replay import Served
 
 SERVICE = "fairness-service.svg"
@@ -134,7 +135,7 @@ _PANELS = (
 
 def draw_service(plan: Plan, path: Path) -> None:
     """Draw what the heaviest user and the light users had been served over time, under each policy."""
-    requests = dealt(rows.at_full_load(plan), 3, 0)
+    requests = dealt(at_full_load(plan), 3, 0)
     demand = demands(requests)
     light = light_users(demand)
     heaviest = max(demand, key=lambda user: (demand[user], user))
@@ -148,11 +149,11 @@ def draw_service(plan: Plan, path: Path) -> None:
     _legend(canvas, 470, 26, len(light), heaviest)
     for number, (choice, title) in enumerate(_PANELS):
         plan.say(f"picture: {choice}")
-        served = rows.run(choice, requests, rows.two_endpoints(3, 10.0)).served
+        served = run(choice, requests, two_endpoints(3, 10.0)).served
         plot = Plot(canvas, 66 + number * 232, 76, 210, 196, 0, over_s, 1.0)
         canvas.text(plot.left, 64, title, "muted")
         plot.axes(
-            [(minute * 60, f"{minute} min" if minute == 0 else str(minute)) for minute in (0, 10, 20, 30, 40, 50)],
+            [(minute * 60, str(minute)) for minute in (0, 10, 20, 30, 40)],
             [(ratio, f"{ratio:.0%}") for ratio in (0, 0.25, 0.5, 0.75, 1.0)], y_named=number == 0,
         )  # fmt: skip
         for kind, users in (("heavy", frozenset({heaviest})), ("light", light)):
@@ -163,7 +164,12 @@ def draw_service(plan: Plan, path: Path) -> None:
                     (plot.x(second), plot.y(curve[second] / total)) for second in range(0, over_s + 1, 20)
                 ]
                 canvas.line(points, f"{kind} asked" if asked else kind)
-    canvas.text(66, 316, "Arena replay, 3 models on 2 endpoints, a load takes 10 s.", "muted small")
+    canvas.text(
+        66,
+        318,
+        "minutes; arena replay, 3 models on 2 endpoints that hold one each, a load takes 10 s",
+        "muted small",
+    )
     canvas.write(path)
 
 
@@ -189,7 +195,7 @@ def _asked(served: Sequence[Served], over_s: int) -> list[float]:
 
 
 def _had(served: Sequence[Served], over_s: int) -> list[float]:
-    curves = rows.cumulative(served, over_s).values()
+    curves = cumulative(served, over_s).values()
     return [sum(column) for column in zip(*curves, strict=True)]
 
 
@@ -207,19 +213,21 @@ def draw_trade(plan: Plan, path: Path) -> None:
         "Makespan over the ideal one against the 99th percentile of light users' waits, by policy and patience",
     )
     canvas.text(24, 30, "What patience with the loaded model buys, and what it costs", "title")
-    ideal_s = rows.run(
-        "fifo", dealt(rows.at_full_load(plan), 1, 0), rows.two_endpoints(1, 10.0)
-    ).figures.makespan_s
-    for number, load_s in enumerate(rows.LOADS_S):
+    ideal_s = fair_models.ideal_makespan_s(plan)
+    for number, load_s in enumerate(fair_models.LOADS_S):
         _trade_panel(plan, canvas, 74 + number * 480, load_s, ideal_s)
     canvas.write(path)
 
 
+_MARK_WIDTH, _MARK_HEIGHT = 44, 13
+"""Within so many pixels two marks share a text."""
+
+
 def _trade_panel(plan: Plan, canvas: Canvas, left: float, load_s: float, ideal_s: float) -> None:
-    def found(choice: str, patience: float | None = None) -> tuple[float, float]:
+    def found(choice: str, patience: float | None = None) -> tuple[float, float] | None:
         plan.say(f"picture: loads of {load_s:.0f} s, {choice} {patience or ''}")
-        mean = rows.over_maps(plan, choice, load_s, None if patience is None else rows.patient(patience))
-        return mean.makespan_s / ideal_s, mean.light_p99_s
+        mean = fair_models.over_maps(plan, choice, load_s, None if patience is None else patient(patience))
+        return None if mean is None else (mean.makespan_s / ideal_s, mean.light_p99_s)
 
     most_s = 350.0
     plot = Plot(canvas, left, 84, 410, 270, 1.0, 1.6, most_s)
@@ -230,31 +238,47 @@ def _trade_panel(plan: Plan, canvas: Canvas, left: float, load_s: float, ideal_s
     canvas.text(
         left + plot.width, plot.top + plot.height + 38, "makespan / ideal without swaps", "muted small", "end"
     )
-    free = found(rows.UNBOUNDED)
-    limit, half_s = rows.LIMITS[load_s], free[1] / 2
+    free = found(UNBOUNDED)
+    assert free is not None
+    limit, half_s = fair_models.LIMITS[load_s], free[1] / 2
     canvas.box(plot.x(1.0), plot.y(half_s), plot.x(limit) - plot.x(1.0), plot.y(0) - plot.y(half_s), "goal")
     canvas.text(plot.x(1.0) + 8, plot.y(0) - 10, "goal", "light-ink small")
-    points = {f"T = {patience:g}": found("blfq", patience) for patience in PATIENCES}
-    shown = {name: point for name, point in points.items() if _is_inside(plot, point)}
-    canvas.line([(plot.x(x), plot.y(y)) for x, y in [*shown.values(), free]], "light")
-    for name, point in shown.items():
-        _mark(
-            plot,
-            point,
-            name if name != "T = 3" else "blfq, T = 3 loads",
-            "light-ink",
-            6 if name == "T = 3" else 4,
-        )
-    _mark(plot, free, "unbounded", "light-ink", 4)
-    outside = [f"blfq {name}: {x:.2f}, {y:,.0f} s" for name, (x, y) in points.items() if name not in shown]
+    marks = {
+        f"T = {patience:g}": point
+        for patience in PATIENCES
+        if (point := found("blfq", patience)) is not None and _is_inside(plot, point)
+    }
+    marks["unbounded"] = free
+    canvas.line([(plot.x(x), plot.y(y)) for x, y in marks.values()], "light")
+    shipped = found("blfq")
+    assert shipped is not None
+    for names, at in _together(plot, marks | {"as it ships": shipped}):
+        _mark(plot, at, names, "light-ink", 6 if "ships" in names else 4)
+    outside = []
     for choice in ("strict", "vtc", "fifo"):
         point = found(choice)
-        if _is_inside(plot, point):
+        if point is None:
+            outside.append(f"{choice}: stood still")
+        elif _is_inside(plot, point):
             _mark(plot, point, choice, "heavy-ink", 5)
         else:
             outside.append(f"{choice}: {point[0]:.2f}, {point[1]:,.0f} s")
     if outside:
-        canvas.text(left, 424, f"outside: {'; '.join(outside)}", "muted small")
+        canvas.text(left, 416, f"outside: {'; '.join(outside)}", "muted small")
+
+
+def _together(plot: Plot, marks: dict[str, tuple[float, float]]) -> list[tuple[str, tuple[float, float]]]:
+    """Return the marks, those that would be written over each other with one text."""
+    found: list[tuple[str, tuple[float, float]]] = []
+    for name, point in marks.items():
+        for number, (names, other) in enumerate(found):
+            apart = abs(plot.x(point[0]) - plot.x(other[0])), abs(plot.y(point[1]) - plot.y(other[1]))
+            if apart[0] < _MARK_WIDTH and apart[1] < _MARK_HEIGHT:
+                found[number] = (f"{names}, {name.removeprefix('T = ')}", other)
+                break
+        else:
+            found.append((name, point))
+    return found
 
 
 def _is_inside(plot: Plot, point: tuple[float, float]) -> bool:

@@ -1,6 +1,7 @@
 """Traffic for `fairness`: the public traces, and floods that are drawn from a seed.
 
-No logarithms and no powers, so that it is the same on any machine. What is done with it, and what comes of it, is in `fair_rows`.
+No logarithms and no powers, so that it is the same on any machine. What is done with it is in `fair_shares`,
+`fair_bands` and `fair_models`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ AZURE = "azure2023_conv.csv"
 FLOOD_TOKENS_MIN, FLOOD_TOKENS_MAX = 128, 384
 """Of the answers of background jobs."""
 STRETCH = 2.2
-"""Of the arena trace on two endpoints of 8 slots. Found once: with one model, first come first served, the makespan is then
-1,340 s, of which the last request leaves 20 s, and 70 % of the slots are in use; at 2.0 they are 79 %, at 1.8 86 %. What
-loads take is more than the rest."""
+"""Of the arena trace on two endpoints of 8 slots. Found once: with one model, first come first served, the makespan is
+then 1,340 s, the last request comes after 1,320 s, and 70 % of the slots are in use; at 2.0 it is 79 %, at 1.8 86 %.
+What loads take comes on top."""
 
 
 class NoTrace(Exception):

@@ -249,9 +249,9 @@ def test_seconds_have_as_many_decimals_as_are_worth_reading(value: float, text: 
 def some_figures(**fields: Any) -> Figures:
     waits = Waits(10, 1.0, 2.0, 3.0)
     told: dict[str, Any] = {
-        "makespan_s": 1583.0, "answered": 10, "unanswered": 0, "stranded": 0, "tokens_per_s": 400.0, "slots_used_ratio": 0.5,
-        "swaps": 3, "loading_s": 30.0, "waits": waits, "bands": {"normal": waits}, "light": None,
-        "fairness": Fairness(10.0, 5.0, None, None), "users": [],
+        "makespan_s": 1583.0, "answered": 10, "unanswered": 0, "stranded": 0, "tokens_per_s": 400.0,
+        "slots_used_ratio": 0.5, "swaps": 3, "loading_s": 30.0, "waits": waits,
+        "bands": {"normal": waits}, "light": None, "fairness": Fairness(10.0, 5.0, None, None), "users": [],
     }  # fmt: skip
     return Figures(**told | fields)
 
