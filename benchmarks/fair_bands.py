@@ -83,7 +83,7 @@ def floods(plan: Plan) -> Part:
             300 background jobs of {traffic.FLOOD_TOKENS_MIN} to {traffic.FLOOD_TOKENS_MAX} tokens at once
             on one endpoint of 4 slots (beside three others {MEAN_S:.1f} s each, {LONGEST_S:.1f} s at most),
             and for 600 s a person who asks for 40 to 80 tokens every 5 to 15 s; a load takes {_LOAD_S:.0f}
-            s; {plan.seeds} seeds. As it ships, blfq keeps one slot of an instance free of background jobs
+            s; seeds: {plan.seeds}. As it ships, blfq keeps one slot of an instance free of background jobs
             while people are about.""")
         + markdown_table(head, rows, text_columns=2),
         targets,
@@ -139,7 +139,7 @@ def inversions(plan: Plan) -> Part:
         + prose(f"""
             Slot seconds that went to a band while a stricter one had something waiting for the same model:
             the arena replay, one user in five interactive and one in five background, 2 endpoints of 8
-            slots at twice the load of the part "Three models on two endpoints"; {plan.seeds} seeds. With
+            slots at twice the load of the part "Three models on two endpoints"; seeds: {plan.seeds}. With
             one model and without least shares there is no reason for any; with them it is what they are
             owed. With three models, slots that fall free while a model is drained are filled with what is
             soon over.""")

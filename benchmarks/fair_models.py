@@ -42,7 +42,7 @@ class Mean(NamedTuple):
 
 
 def over_maps(plan: Plan, choice: str, load_s: float, settings: Settings | None = None) -> Mean | None:
-    """Return means over the plan's ways to deal 27 users over 3 models on 2 endpoints; None: in all of them it stood still."""
+    """Return means over ways to deal 27 users over 3 models on 2 endpoints; None: it stood still in all of them."""
     rows = []
     for seed in range(plan.seeds):
         figures = run(choice, dealt(at_full_load(plan), 3, seed), two_endpoints(3, load_s), settings).figures
@@ -100,9 +100,8 @@ def models(plan: Plan) -> Part:
     )
     stood = (
         prose("""
-            Where some maps "stood still" a policy left an endpoint empty while requests waited for ever: a
-            swap whose model had meanwhile been loaded elsewhere kept it reserved. The means are over the
-            other maps.""")
+            Where a policy "stood still", an endpoint was empty while requests waited for ever: a swap whose
+            model had come up elsewhere meanwhile kept it reserved. The means are over the other maps.""")
         if still
         else ""
     )
