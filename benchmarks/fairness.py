@@ -97,7 +97,7 @@ def main(
 ) -> None:
     """Replay traces and floods under each policy and write the section "Who runs next", with its pictures.
 
-    About five minutes. Nothing is timed: leave the machine busy with whatever you like.
+    About ten minutes. Nothing is timed: leave the machine busy with whatever you like.
     """
     wishes = Wishes(quick, no_write, output.resolve(), directory)
     plan = Plan(1 if quick else SEEDS, folder, say)
@@ -115,7 +115,9 @@ def main(
     pictures = not only and not no_write
     if pictures:
         fair_pictures.draw_all(plan, wishes.output.parent)
-    command = typed("fairness", wishes, *(word for name in only for word in ("--only", name)))
+    words = [word for name in only for word in ("--only", name)]
+    words += [] if folder == FOLDER else ["--traces", "DIR"]
+    command = typed("fairness", wishes, *words)
     section = report(parts, command, commit(), absent, quick=quick, pictures=pictures)
     finish("fairness", section, wishes)
 
