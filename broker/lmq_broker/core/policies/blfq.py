@@ -97,7 +97,7 @@ class Blfq:
         line = flow.lines.get(key)
         band.enter(flow)
         if line is None:
-            if flow.parked and flow.parked == len(flow.lines):
+            if flow.held:
                 band.return_(flow)
             line = flow.lines[key] = self._line(flow, key)
         line.add(job)
@@ -454,7 +454,7 @@ class Blfq:
         lane.standing.drop(flow)
         lane.parked[flow] = None
         flow.parked += 1
-        if flow.parked == len(flow.lines):
+        if flow.held:
             band.rest(flow)
 
     def _unpark(self, parked: list[tuple[Lane, Flow]]) -> None:
@@ -466,7 +466,7 @@ class Blfq:
                 continue
             del lane.parked[flow]
             pool = self._pools[pool_name_of(lane.key.task_type, lane.key.queue)]
-            if flow.parked == len(flow.lines):
+            if flow.held:
                 pool.bands[flow.band].return_(flow)
             flow.parked -= 1
             lane.standing.put(flow)

@@ -53,6 +53,11 @@ class Flow:
         """The users of an app who share as one; None: it is one user's."""
 
     @property
+    def held(self) -> bool:
+        """Whether a limit holds all that it has queued."""
+        return 0 < self.parked == len(self.lines)
+
+    @property
     def key(self) -> float:
         """K: the flow with the smallest is served next."""
         return self.service + self.predicted / self.weight
@@ -216,7 +221,7 @@ class Band:
         self._note(flow)
         self.changed.add(flow.user)
         if flow.queued:
-            if flow.parked < len(flow.lines):
+            if not flow.held:
                 self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
@@ -237,7 +242,7 @@ class Band:
         flow.weight = weight
         self._note(flow)
         self.changed.add(flow.user)
-        if flow.queued and flow.parked < len(flow.lines):
+        if flow.queued and not flow.held:
             self._waiting.put(flow)
 
     def restore(self, user: str, service: float, weight: float) -> None:
