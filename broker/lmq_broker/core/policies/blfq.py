@@ -125,6 +125,8 @@ class Blfq:
             if flow in lane.parked:
                 del lane.parked[flow]
                 flow.parked -= 1
+            if flow.held:
+                pool.bands[index].rest(flow)
         if not lane.jobs:
             del pool.lanes[index][line.key]
             if not any(line.key in lanes for each in self._pools.values() for lanes in each.lanes):
