@@ -21,6 +21,8 @@ LABELS = 16
 LABEL_CHARS = 256
 MODELS = 16
 PARENTS = 64
+CHILDREN = 1000
+"""Jobs that wait for one open job: the end of one moves no more than a step may."""
 PRIORITY_MAX = 9
 FAILURES_MAX = 100
 WEIGHT_MAX = 1000

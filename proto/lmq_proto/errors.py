@@ -178,6 +178,16 @@ class IdempotencyConflict(LmqError):
         self.key, self.job_id = key, job_id
 
 
+class ParentEnded(LmqError):
+    """A job that was to wait for another never could start: that one has ended without a result."""
+
+    code = "parent_ended"
+
+    def __init__(self, parent: str, state: str) -> None:
+        super().__init__(f"its parent {parent} is {state}", parent=parent, state=state)
+        self.parent, self.state = parent, state
+
+
 class WrongState(LmqError):
     """The job's state does not allow this."""
 
@@ -275,8 +285,8 @@ WIRE_ERRORS: dict[str, type[LmqError]] = {
     error.code: error
     for error in (
         ProtocolError, UpgradeRequired, BadField, TooLarge, NotAllowed, NotFound, LimitReached, QueueDraining,
-        UnknownModel, IdempotencyConflict, WrongState, AttemptMoved, CursorExpired, DiskFull, Stopping, EndpointTaken,
-        BackupFailed,
+        UnknownModel, IdempotencyConflict, ParentEnded, WrongState, AttemptMoved, CursorExpired, DiskFull, Stopping,
+        EndpointTaken, BackupFailed,
     )
 }  # fmt: skip
 

@@ -40,6 +40,7 @@ class JobSpec(Part, frozen=True, kw_only=True):
     merge: str = ""
     """Jobs with one merge key may ride in one request, each with its own lease, charge and result; empty: alone."""
     parents: list[bytes] = []
+    """Jobs that must be done before it starts."""
     root: bytes = b""
 
 
@@ -124,6 +125,11 @@ class JobView(Part, frozen=True, kw_only=True):
     channel: bytes = b""
     error: ErrorInfo | None = None
     story: list[ErrorInfo] = []
+    parents: list[bytes] = []
+    waits_for: list[bytes] = []
+    """Those of its parents that are not done yet."""
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
 
 class JobFilter(Part, frozen=True, kw_only=True):

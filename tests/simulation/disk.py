@@ -228,7 +228,10 @@ class Tables:
         return Memory(
             meta=dict(self.meta),
             open_jobs=[job for job in self.jobs.values() if job.state not in FINAL],
-            finished=[(self.jobs[number].id, number) for number in self.ended],
+            finished=[
+                (job.id, job.number, job.user, job.state, job.priority)
+                for job in map(self.jobs.__getitem__, self.ended)
+            ],
             keys=list(self.keys.values()),
             tombstones=sorted(self.tombstones.items(), key=lambda each: each[1]),
             stored_text=stored,

@@ -8,6 +8,7 @@ from lmq_broker.core import (
     leases,
     limiting,
     sessions,
+    settle,
     shares,
     usage,
     users,
@@ -45,6 +46,8 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
     if now.mono_ms >= state.next_retention_ms:
         state.next_retention_ms = now.mono_ms + state.settings.retention_every_ms
         _ask_for_due(state, out, now)
+    # Last of all, so that it is told of every end of this turn, and before the turn's dispatch.
+    unfinished |= not settle.settle(state, out, now)
     return unfinished
 
 
@@ -112,7 +115,11 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
 def retire(state: BrokerState, out: Out, answer: JobsReply, position: int, now: Now) -> None:
     """Delete final jobs whose time is over; go on at once while there are more."""
     state.retention_reading = False
-    gone = [job for job in answer.jobs if state.reopened.get(job.id, 0) <= position]
+    gone = [
+        job
+        for job in answer.jobs
+        if state.reopened.get(job.id, 0) <= position and job.id not in state.settling
+    ]
     jobs.delete(state, out, gone, now, by="retention")
     if len(answer.jobs) >= state.settings.retention_step:
         state.next_retention_ms = now.mono_ms

@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases, limiting, users
+from lmq_broker.core import fields, jobs, leases, limiting, parents, users
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -194,13 +194,15 @@ def _act_on(
     if job is not None:
         raise WrongState(short(job_id), job.state, "a job that has ended")
     assert past is not None
+    parents.check_settled(state, past)
     if isinstance(command, Delete):
         deleted.append(past)
         return True
     if past.state == State.DONE:
         raise WrongState(short(job_id), past.state, "dead, cancelled or expired; submit it again instead")
     _check_room(state, past, now)
-    _retry(state, out, past, now, by=session.who.user)
+    is_awaited = parents.check_again(state, session, past, now)
+    _retry(state, out, past, State.BLOCKED if is_awaited else State.READY, now, by=session.who.user)
     return True
 
 
@@ -226,11 +228,11 @@ def _check_room(state: BrokerState, past: StoredJob, now: Now) -> None:
         raise over
 
 
-def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) -> None:
+def _retry(state: BrokerState, out: Out, past: StoredJob, target: State, now: Now, *, by: str) -> None:
     """Open a final job again, with no failures and behind its equals."""
     job = jobs.from_stored(past)
     assert past.state in (State.DEAD, State.CANCELLED, State.EXPIRED)
-    job.state = State.READY
+    job.state = target
     job.order = jobs.next_order(state)
     job.failures = 0
     job.past = Past(story=past.past.story)
@@ -284,7 +286,7 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         if waits:
             state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if command.priority is not None:
-        job.priority = users.allowed(state, job.user, command.priority)
+        parents.give_priority(state, job, users.allowed(state, job.user, command.priority))
     if command.models is not None:
         job.models = tuple(command.models)
     if command.expires_ms is not None:

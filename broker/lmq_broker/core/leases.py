@@ -69,7 +69,7 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
             bodies.setdefault(worker.name, []).extend(
                 (job.number, job.payload_bytes) for job in decision.group
             )
-            if any(job.task_type not in ENGINE_TASKS for job in decision.group):
+            if any(job.task_type not in ENGINE_TASKS or job.terms.parents for job in decision.group):
                 held[worker.name] = True
         elif isinstance(decision, Load):
             workers.load(state, out, decision.worker, decision.model, now)
@@ -124,7 +124,10 @@ def _send_work(
     *,
     held: bool,
 ) -> None:
-    """Send leases to a worker in messages of bounded size; own tasks wait until their lease is on disk."""
+    """Send leases to a worker in messages of bounded size.
+
+    `held` ones wait until they are on disk: own tasks, and jobs with parents, whose ends are on disk then as well.
+    """
     assert worker.peer is not None
     after = state.position if held else worker.enlisted_position
     batch: list[Group] = []

@@ -8,9 +8,12 @@ from lmq_broker.core.state import BrokerState, Job, Session, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.errors import NotFound
-from lmq_proto.ids import short
+from lmq_proto.ids import short, to_text
 from lmq_proto.messages import Hold, JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
+
+_NAMED_PARENTS = 5
+"""That a sentence names; all are in its fields."""
 
 
 def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) -> None:
@@ -56,6 +59,8 @@ def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, ans
         Reason(code="attempt_failed", text=f"attempt {entry.fields.get('attempt', '?')}: {entry.message}")
         for entry in view.story
     ]
+    if view.error is not None and view.error.code == "parent_ended":
+        hints.append(f"lmq retry {str(view.error.fields['parent'])[-6:]}")
     if view.state in (State.DEAD, State.CANCELLED, State.EXPIRED):
         hints.append(f"lmq retry {short(view.id)}")
     elif view.state == State.DONE:
@@ -79,6 +84,8 @@ def _why_open(state: BrokerState, job: Job, view: JobView, now: Now) -> tuple[li
     hints = [f"lmq cancel {name}"]
     if job.state is State.DELAYED:
         return [_why_delayed(job, now)], hints
+    if job.state is State.BLOCKED:
+        return [_why_blocked(state, view)], [f"lmq why {short(each)}" for each in view.waits_for[:1]] + hints
     reasons = []
     hold = state.queue_holds.get(job.queue)
     if hold is not None and hold.kind == "pause":
@@ -93,6 +100,10 @@ def _why_open(state: BrokerState, job: Job, view: JobView, now: Now) -> tuple[li
         )
         if job.priority < bounds.PRIORITY_MAX:
             hints.insert(0, f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}")
+    if view.own_priority is not None:
+        text = f"a job that waits for it lifts it from priority {view.own_priority} to {job.priority}"
+        reasons.append(Reason(code="lifted", text=text,
+                              fields={"priority": job.priority, "own_priority": view.own_priority}))  # fmt: skip
     if not reasons:
         reasons.append(Reason(code="next", text="it is next: the first slot that falls free is its own"))
     return reasons, hints
@@ -111,6 +122,22 @@ def _why_delayed(job: Job, now: Now) -> Reason:
         text=f"its submitter wants it to start in {_in_words(int(seconds * 1000))}",
         fields={"seconds": seconds},
     )
+
+
+def _why_blocked(state: BrokerState, view: JobView) -> Reason:
+    """Return which jobs a blocked one waits for."""
+    open_jobs = {parent: state.jobs.get(parent) for parent in view.waits_for}
+    states = [str(state.settling[id_] if job is None else job.state) for id_, job in open_jobs.items()]
+    named = [
+        f"{short(id_)} ({'running' if each == State.LEASED else each})"
+        for id_, each in zip(open_jobs, states, strict=True)
+    ]
+    more = len(named) - _NAMED_PARENTS
+    told = ", ".join(named[:_NAMED_PARENTS]) + (f" and {more} more" if more > 0 else "")
+    count = "1 job" if len(named) == 1 else f"{len(named)} jobs"
+    ids = [to_text(id_) for id_ in open_jobs]
+    text = f"it waits for {count}: {told}" if named else "its parents are done: it is ready in a moment"
+    return Reason(code="parents", text=text, fields={"jobs": ids, "states": states})
 
 
 def _in_words(ms: int) -> str:

@@ -34,6 +34,8 @@ class Past(msgspec.Struct, frozen=True, omit_defaults=True):
     backoff_ms: int = 0
     """A wait that a restart grants again."""
     error: ErrorInfo | None = None
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
 
 NO_PAST = Past()

@@ -26,15 +26,6 @@ BROKER_ID = "broker_id"
 SECRET = "secret"
 
 
-class Finished(msgspec.Struct, frozen=True):
-    """A final job as far as the core remembers it."""
-
-    id: bytes
-    number: int
-    user: str
-    key: str
-
-
 class StoredKey(msgspec.Struct, frozen=True):
     """An idempotency key in force; `until_ms` is set once its job is deleted."""
 
@@ -49,7 +40,9 @@ class Memory(msgspec.Struct, frozen=True):
 
     meta: dict[str, bytes]
     open_jobs: Iterable[StoredJob]
-    finished: Iterable[tuple[bytes, int]]
+    """In the order they arrived."""
+    finished: Iterable[tuple[bytes, int, str, str, int]]
+    """Id, number, user, final state and priority, in the order they ended."""
     keys: Iterable[StoredKey]
     tombstones: Iterable[tuple[bytes, int]]
     stored_text: dict[int, tuple[int, int]]
@@ -115,7 +108,10 @@ def recover(
     state.policy.restore({
         name.removeprefix(LEDGER): value for name, value in meta.items() if name.startswith(LEDGER) and value
     })  # fmt: skip
-    state.finished.update(memory.finished)
+    for job_id, number, user, ended_as, priority in memory.finished:
+        state.finished.add(
+            job_id, number, state.names.setdefault(user, user), jobs.STATES[ended_as], priority
+        )
     state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
     state.usage_oldest_day = memory.usage_oldest_day
     for day, *names in memory.usage_rows:
@@ -149,6 +145,8 @@ def _reopen(state: BrokerState, stored: StoredJob, memory: Memory, now: Now) -> 
     job.text_attempt, job.text_last = memory.stored_text.get(job.number, (0, 0))
     state.jobs[job.id] = job
     jobs.admit(state, job, now)
+    if job.past.own_priority is not None:
+        state.unweighed[job.id] = None
     if job.state is State.LEASED:
         job.lease = _lease_in_doubt(state, job, now)
 

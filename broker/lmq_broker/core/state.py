@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.finished import Finished
 from lmq_broker.core.histograms import Counts
 from lmq_broker.core.limits import Limits
 from lmq_broker.core.reads import ReadEvents, ReadText
@@ -322,7 +323,7 @@ class BrokerState(msgspec.Struct):
 
     # jobs
     jobs: dict[bytes, Job] = msgspec.field(default_factory=dict)
-    finished: dict[bytes, int] = msgspec.field(default_factory=dict)
+    finished: Finished = msgspec.field(default_factory=Finished)
     """Final jobs that are kept: id -> number, in the order they ended."""
     tombstones: dict[bytes, int] = msgspec.field(default_factory=dict)
     """Deleted jobs: id -> wall time until which the id is remembered."""
@@ -330,6 +331,14 @@ class BrokerState(msgspec.Struct):
     keys_of_finished: dict[bytes, tuple[str, str]] = msgspec.field(default_factory=dict)
     reopened: dict[bytes, int] = msgspec.field(default_factory=dict)
     """Jobs that were retried since the start and are not deleted: id -> journal position of the last time."""
+    children: dict[bytes, dict[bytes, None]] = msgspec.field(default_factory=dict)
+    """Job -> blocked jobs that wait for it. It is open, or has ended and not all of them have been told."""
+    settling: dict[bytes, State] = msgspec.field(default_factory=dict)
+    """Jobs that have ended and whose children have not all been told -> how they ended."""
+    freed: deque[Job] = msgspec.field(default_factory=deque)
+    """Blocked jobs that came back from the journal and wait for nobody any more."""
+    unweighed: dict[bytes, None] = msgspec.field(default_factory=dict)
+    """Jobs whose priority may no longer be what they and those that wait for them call for."""
     last_number: int = 0
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Submit: each job of a batch is accepted, recognised or refused; and what the fields of a job may hold."""
 
-from lmq_broker.core import fields, jobs, limiting, models, readers, users
+from lmq_broker.core import fields, jobs, limiting, models, parents, readers, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -61,10 +61,11 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
         refuse(state, out, session.peer, command.request_id, error)
         return
     outcomes: list[Outcome] = []
+    batch = parents.Batch()
     if command.atomic:
         keys: dict[str, bytes] = {}
         for spec, payload in zip(specs, payloads, strict=True):
-            problem = _problem(state, spec, payload, user, now, len(specs))
+            problem = _problem(state, session, spec, payload, user, now, len(specs), batch)
             if spec.key and keys.setdefault(spec.key, payload) != payload:
                 problem = IdempotencyConflict(spec.key, to_text(spec.id))
             if problem is not None:
@@ -72,20 +73,22 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
                 outcomes = [Outcome(job_id=each.id, outcome="refused", error=info) for each in specs]
                 reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
                 return
+        batch = parents.Batch()
     for spec, payload in zip(specs, payloads, strict=True):
         known = _known(state, spec, payload, user)
         if isinstance(known, LmqError):
             outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, known)))
             continue
         if known is not None:
+            batch.known[spec.id] = known
             outcomes.append(Outcome(job_id=known, outcome="duplicate", channel=channel(state, known)))
         else:
-            refused = _refused(state, spec, payload, user, now, 1)
+            refused = _refused(state, session, spec, payload, user, now, 1, batch)
             if refused is not None:
                 outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, refused)))
                 continue
-            job = _accept(state, out, session, spec, payload, user, now)
-            asked = spec.priority if spec.priority is not None else _defaults(state, spec.task_type).priority
+            job = _accept(state, out, session, spec, payload, user, now, batch)
+            asked = _asked(state, spec, user, job.terms.parents)
             outcomes.append(
                 Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id),
                         priority=job.priority if job.priority != asked else None)
@@ -113,13 +116,20 @@ def _check_batch(state: BrokerState, session: Session, command: Submit, user: st
 
 
 def _problem(
-    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
-) -> LmqError | None:
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
+    batch: parents.Batch,
+) -> LmqError | None:  # fmt: skip
     """Return why a job of an atomic batch cannot be accepted, if so."""
     known = _known(state, spec, payload, user)
     if isinstance(known, LmqError):
         return known
-    return None if known is not None else _refused(state, spec, payload, user, now, adding)
+    if known is not None:
+        batch.known[spec.id] = known
+        return None
+    problem = _refused(state, session, spec, payload, user, now, adding, batch)
+    if problem is None:
+        batch.expect(spec)
+    return problem
 
 
 def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobId | LmqError | None:
@@ -138,11 +148,14 @@ def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobI
 
 
 def _refused(
-    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
-) -> LmqError | None:
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
+    batch: parents.Batch,
+) -> LmqError | None:  # fmt: skip
     """Return why a new job cannot be accepted, if so."""
     try:
         _check_spec(state, spec)
+        if spec.parents:
+            parents.check(state, session, user, parents.parents_of(spec, batch), batch, now)
     except LmqError as error:
         return error
     limits = state.settings
@@ -220,7 +233,9 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
     if len(spec.merge) > bounds.NAME_CHARS or (spec.merge and spec.task_type not in EMBEDDING_TASKS):
         raise BadField("merge", spec.merge, f"at most {bounds.NAME_CHARS} characters, for embeddings only")
     if spec.parents:
-        raise BadField("parents", len(spec.parents), "none: this broker does not know dependencies yet")
+        parents.check_ids(spec)
+    if len(spec.root) not in (0, JOB_ID_BYTES):
+        raise BadField("root", len(spec.root), f"{JOB_ID_BYTES} bytes, or none")
 
 
 def _defaults(state: BrokerState, task_type: str) -> TaskDefaults:
@@ -228,8 +243,9 @@ def _defaults(state: BrokerState, task_type: str) -> TaskDefaults:
 
 
 def _accept(
-    state: BrokerState, out: Out, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now
-) -> Job:
+    state: BrokerState, out: Out, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now,
+    batch: parents.Batch,
+) -> Job:  # fmt: skip
     """Make a job of a spec that is in order, and let it wait or be ready."""
     defaults = _defaults(state, spec.task_type)
     intern = state.names.setdefault
@@ -240,6 +256,7 @@ def _accept(
     state.last_number += 1
     state.last_order += 1
     due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)
+    waits_for = parents.parents_of(spec, batch) if spec.parents else ()
     job = Job(
         number=state.last_number,
         id=JobId(spec.id),
@@ -247,20 +264,22 @@ def _accept(
         principal=session.who.principal,
         task_type=intern(spec.task_type, spec.task_type),
         queue=intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
-        priority=users.allowed(state, user, defaults.priority if spec.priority is None else spec.priority),
+        priority=users.allowed(state, user, _asked(state, spec, user, waits_for)),
         state=State.READY,
         order=state.last_order,
         created_at_ms=now.wall_ms,
         payload_bytes=len(payload),
         models=_shared_models(state, spec.models) if spec.models else (),
-        terms=_terms(state, spec, payload, defaults),
+        terms=_terms(state, spec, payload, waits_for, defaults),
         past=NO_PAST,
         prompt_tokens=spec.prompt_tokens,
         output_tokens=spec.output_tokens,
         due_at_ms=due_at_ms,
         expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
     )
-    if due_at_ms > now.wall_ms:
+    if parents.is_awaited(state, waits_for):
+        job.state = State.BLOCKED
+    elif due_at_ms > now.wall_ms:
         job.state = State.DELAYED
     state.jobs[job.id] = job
     if spec.key:
@@ -280,13 +299,23 @@ def _shared_models(state: BrokerState, models: list[str]) -> tuple[str, ...]:
     return state.model_lists.setdefault(names, names)
 
 
-def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefaults) -> Terms:
+def _asked(state: BrokerState, spec: JobSpec, user: str, waits_for: tuple[bytes, ...]) -> int:
+    """Return the priority that was asked for, or else what a job has from its parents, or from its task type."""
+    if spec.priority is not None:
+        return spec.priority
+    inherited = parents.inherited(state, user, waits_for) if waits_for else None
+    return _defaults(state, spec.task_type).priority if inherited is None else inherited
+
+
+def _terms(
+    state: BrokerState, spec: JobSpec, payload: bytes, waits_for: tuple[bytes, ...], defaults: TaskDefaults
+) -> Terms:
     """Return a job's terms; jobs that have nothing of their own in them share one object, for memory."""
     times = (
         spec.timeout_ms or defaults.timeout_ms, spec.failures or defaults.failures, spec.keep_ms or defaults.keep_ms,
     )  # fmt: skip
     uses = tuple(sorted(set(spec.uses)))
-    if not (spec.labels or spec.key or spec.session or spec.root):
+    if not (spec.labels or spec.key or spec.session or spec.root or waits_for):
         alike = *times, uses, spec.merge
         shared = state.shared_terms.get(alike)
         if shared is None:
@@ -294,5 +323,5 @@ def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefa
         return shared
     return Terms(
         *times, labels=spec.labels, key=spec.key, digest=digest(payload) if spec.key else b"", session=spec.session,
-        uses=uses, merge=spec.merge, root=spec.root,
+        uses=uses, merge=spec.merge, parents=waits_for, root=spec.root,
     )  # fmt: skip

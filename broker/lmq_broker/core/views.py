@@ -4,7 +4,7 @@ from itertools import islice
 
 import msgspec
 
-from lmq_broker.core import commands, fields, leases, workers
+from lmq_broker.core import commands, fields, leases, parents, workers
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -67,6 +67,8 @@ _PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
 _LOOK_AT_JOBS = 20_000
 """Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
 
+_STARTS_LATER = (State.DELAYED, State.BLOCKED)
+
 _pack = msgspec.msgpack.Encoder()
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -90,10 +92,11 @@ def of_job(state: BrokerState, job: Job) -> JobView:
         worker=job.worker if lease is not None else "", attempt=job.attempt, failures=job.failures,
         failures_max=job.terms.failures_max, suspect=job.past.suspect,
         ahead=state.policy.ahead(job, leases.fleet(state)) if job.state is State.READY else None,
-        due_at_ms=job.due_at_ms if job.state is State.DELAYED else 0, expires_at_ms=job.expires_at_ms,
+        due_at_ms=job.due_at_ms if job.state in _STARTS_LATER else 0, expires_at_ms=job.expires_at_ms,
         started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
-        story=list(job.past.story),
+        story=list(job.past.story), parents=list(job.terms.parents), waits_for=parents.awaited(state, job),
+        own_priority=job.past.own_priority,
     )  # fmt: skip
 
 
@@ -107,7 +110,7 @@ def of_stored(state: BrokerState, job: StoredJob) -> JobView:
         started_at_ms=job.started_at_ms, finished_at_ms=job.finished_at_ms, deletes_at_ms=job.deletes_at_ms,
         timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes, result_bytes=job.result_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
-        error=job.past.error, story=list(job.past.story),
+        error=job.past.error, story=list(job.past.story), parents=list(job.terms.parents),
     )  # fmt: skip
 
 

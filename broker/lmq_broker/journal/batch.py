@@ -187,11 +187,7 @@ def _changes(job: StoredJob) -> tuple[object, ...]:
 
 def _past(job: StoredJob) -> bytes:
     past = job.past
-    if past is NO_PAST:
-        return _NO_PAST
-    return (
-        _encode(past) if past.story or past.releases or past.suspect or past.error is not None else _NO_PAST
-    )
+    return _NO_PAST if past is NO_PAST or past == NO_PAST else _encode(past)
 
 
 def _labels(jobs: list[StoredJob]) -> list[tuple[str, str, int]]:

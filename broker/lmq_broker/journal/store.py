@@ -80,7 +80,8 @@ class Journal:
             meta=dict(connection.execute("SELECT name, value FROM meta")),
             open_jobs=(stored(row) for row in rows),
             finished=connection.execute(
-                f"SELECT id, number FROM jobs WHERE NOT {_OPEN_STATES} ORDER BY finished_at_ms, number"
+                f"SELECT id, number, user, state, priority FROM jobs WHERE NOT {_OPEN_STATES}"
+                " ORDER BY finished_at_ms, number"
             ),
             keys=(
                 StoredKey(*row) for row in connection.execute("SELECT user, key, job_id, digest FROM keys")

@@ -179,7 +179,11 @@ class FakeJournal:
         }
         return Memory(
             meta=dict(self.meta), open_jobs=open_jobs,
-            finished=[(job.id, job.number) for job in self.jobs.values() if job.state in FINAL],
+            finished=[
+                (job.id, job.number, job.user, job.state, job.priority)
+                for job in self.jobs.values()
+                if job.state in FINAL
+            ],
             keys=list(self.keys.values()), tombstones=list(self.tombstones.items()), stored_text=stored,
             last_number=self.last_number, last_order=self.last_order, last_seq=len(self.events),
             oldest_cursor=0, last_event_ms=self.events[-1].at_ms if self.events else 0,

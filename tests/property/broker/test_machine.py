@@ -151,6 +151,17 @@ class AnyOrder(RuleBasedStateMachine):
             here = self.broker.at(worker).instances[lease.instance_id]
             assert here.leased <= here.slots, "more leases than slots"
             assert not lease.alone or here.leased == 1, "a suspect in company"
+            self.started(lease.job_id)
+
+    def started(self, job_id: bytes) -> None:
+        """A job starts when all its parents are done, and not before."""
+        by_id = {job.id: job for job in self.journal.jobs.values()}
+        job = by_id[job_id]
+        for parent in job.terms.parents:
+            found = by_id.get(parent)
+            # It may be deleted since, and its id that of a younger job.
+            if found is not None and found.number < job.number:
+                assert found.state == "done", f"{job.number} starts and {found} is not done"
 
     def hears(self, peer: str, message: Any) -> None:
         if isinstance(message, LoadModel | UnloadModel):
@@ -206,20 +217,39 @@ class AnyOrder(RuleBasedStateMachine):
         atomic=st.booleans(), failures=st.integers(0, 3), wait=st.sampled_from([0, 0, 500, 4000]),
         expires=st.sampled_from([0, 0, 900, 9000]), key=st.sampled_from(["", "", "k1", "k2"]),
         task_type=st.sampled_from(["echo", "chat", "train"]), payload=st.sampled_from([b"", b"x", b"yy"]),
+        parents=st.just([]) | st.lists(names, max_size=2),
     )  # fmt: skip
     def submit(
         self, who: str, batch: list[str], priority: int, wanted: list[str], follow: bool, atomic: bool, failures: int,
-        wait: int, expires: int, key: str, task_type: str, payload: bytes,
+        wait: int, expires: int, key: str, task_type: str, payload: bytes, parents: list[str],
     ) -> None:  # fmt: skip
         jobs = [
             spec(
                 name, payload=payload, task_type=task_type, priority=priority, models=wanted, failures=failures,
                 delay_ms=wait, expires_ms=expires, key=key, timeout_ms=5000, keep_ms=3000,
+                parents=[job_id(parent) for parent in parents],
             )
             for name in batch
         ]  # fmt: skip
         message = Submit(request_id=self.number(), jobs=jobs, follow=follow, atomic=atomic)
         self.says(who, message, payload * len(jobs))
+
+    @rule(who=clients, batch=st.lists(names, min_size=2, max_size=4, unique=True), after=st.data(),
+          priority=st.none() | st.integers(0, 9), atomic=st.booleans(), wait=st.sampled_from([0, 0, 2000]))  # fmt: skip
+    def submits_a_family(
+        self, who: str, batch: list[str], after: st.DataObject, priority: int | None, atomic: bool, wait: int
+    ) -> None:
+        """Each job waits for some of those before it."""
+        jobs = []
+        for at, name in enumerate(batch):
+            parents = after.draw(st.lists(st.sampled_from(batch[:at]), unique=True)) if at else []
+            jobs.append(
+                spec(
+                    name, priority=priority if at % 2 else None, delay_ms=wait, keep_ms=3000,
+                    parents=[job_id(parent) for parent in parents],
+                )
+            )  # fmt: skip
+        self.says(who, Submit(request_id=self.number(), jobs=jobs, atomic=atomic))
 
     @rule(name=workers, slots=st.integers(0, 3), held=st.booleans())
     def comes_to_work(self, name: str, slots: int, held: bool) -> None:

@@ -65,6 +65,8 @@ _DETAIL = {
     words(row[0])[0]: set(words(row[3])) for row in table_with("Kind", "Of", "When", "`detail`")
 }  # fmt: skip
 _MAY_MISS = {"failures", "queued_ms", "leased_ms"}
+_ENDS = ("dead", "cancelled")
+"""That tell a code and an error, or who did it."""
 
 
 def job_id(name: str) -> bytes:
@@ -167,7 +169,7 @@ class Broker:
                 for event in effect.events:
                     told = set(event.detail)
                     assert told <= _DETAIL[event.kind], event
-                    assert _DETAIL[event.kind] - told <= _MAY_MISS or event.kind == "dead", event
+                    assert _DETAIL[event.kind] - told <= _MAY_MISS or event.kind in _ENDS, event
         return effects
 
     def turn(self, after_ms: int = 0) -> list[Effect]:

@@ -158,7 +158,7 @@ def test_a_suspect_is_a_suspect_after_a_restart() -> None:
 
 def test_ended_jobs_keys_and_tombstones_are_known() -> None:
     memory = a_memory(
-        finished=[(job_id("a"), 1)],
+        finished=[(job_id("a"), 1, "ann", "done", 5)],
         keys=[StoredKey("ann", "k", job_id("a"), b"")],
         tombstones=[(job_id("t"), WALL_MS + 1000)],
         last_number=2,

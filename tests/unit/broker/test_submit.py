@@ -232,7 +232,10 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("at_ms", {"at_ms": -1}), ("at_ms", {"at_ms": 1 << 60}),
     ("failures", {"failures": -1}), ("failures", {"failures": bounds.FAILURES_MAX + 1}),
     ("prompt_tokens", {"prompt_tokens": -1}), ("output_tokens", {"output_tokens": (1 << 31) + 1}),
-    ("parents", {"parents": [bytes(16)]}),
+    ("parents", {"parents": [bytes(15)]}), ("parents", {"parents": [bytes(16), bytes(16)]}),
+    ("parents", {"parents": [job_id("bad")]}),
+    ("parents", {"parents": [bytes([number]) * 16 for number in range(bounds.PARENTS + 1)]}),
+    ("root", {"root": bytes(15)}),
 ]  # fmt: skip
 
 
