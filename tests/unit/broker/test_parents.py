@@ -422,7 +422,8 @@ def test_retention_leaves_a_parent_until_its_children_have_been_told(monkeypatch
     assert [gone.numbers for gone in only(broker.journal, JobsDeleted)] == [[1]]
 
 
-def test_a_younger_job_under_the_id_of_a_forgotten_parent_is_another_job() -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_younger_job_under_the_id_of_a_forgotten_parent_is_another_job(ends: bool) -> None:
     settings = Settings(tombstones=0)
     broker = a_family(spec("p"), spec("q"), after("c", "p", "q"), settings=settings)
     broker.turn()
@@ -430,8 +431,11 @@ def test_a_younger_job_under_the_id_of_a_forgotten_parent_is_another_job() -> No
     broker.turn()
     assert codes(tell(broker, Delete, "p")) == ["changed"]
     assert codes(outcomes(broker.submit("ann", after("p", "c")))) == ["accepted"]
+    if ends:
+        tell(broker, Cancel, "p")
     again = restarted(broker)
-    assert again.state.children == {job_id("q"): {job_id("c"): None}, job_id("c"): {job_id("p"): None}}
+    of_c = {} if ends else {job_id("c"): {job_id("p"): None}}
+    assert again.state.children == {job_id("q"): {job_id("c"): None}} | of_c
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -611,6 +615,15 @@ def test_an_ancestors_own_priority_can_be_changed(given: int, runs_at: int, own:
     assert priorities(broker, "a") == [given]
 
 
+def test_an_ancestor_that_is_given_less_than_its_child_is_lifted() -> None:
+    broker = a_broker(clients=["ann"])
+    broker.submit("ann", spec("a", priority=8), after("c", "a", priority=6))
+    broker.turn()
+    tell(broker, Update, "a", priority=3)
+    broker.turn()
+    assert (broker.job("a").priority, broker.job("a").past.own_priority) == (6, 3)
+
+
 def test_a_running_ancestor_is_lifted_for_its_next_attempt() -> None:
     broker = a_family(spec("a", priority=1), spec("x", priority=6))
     end(broker, "x", "cancelled")
@@ -638,6 +651,19 @@ def test_a_restart_keeps_both_priorities() -> None:
     again = restarted(broker)
     assert (again.job("a").priority, again.job("a").past.own_priority) == (8, 2)
     tell(again, Cancel, "c")
+    again.turn()
+    assert priorities(again, "a") == [2]
+
+
+def test_what_was_to_be_lowered_is_lowered_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = a_broker(clients=["ann"])
+    broker.submit("ann", spec("a", priority=2), after("c", "a", priority=8))
+    broker.turn()
+    tell(broker, Cancel, "c")
+    with monkeypatch.context() as short:
+        short.setattr(settle, "_LOOK_AT_JOBS", 0)
+        broker.turn()
+    again = restarted(broker)
     again.turn()
     assert priorities(again, "a") == [2]
 
