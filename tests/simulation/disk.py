@@ -98,8 +98,8 @@ class Tables:
         self.last_event_ms = 0
         self.added: dict[bytes, int] = {}
         """How often each id was ever added."""
-        self.deleted: set[bytes] = set()
-        """Ids that were ever deleted; they may be used again when their tombstone is forgotten."""
+        self.deleted: dict[bytes, list[StoredJob]] = {}
+        """Ids that were ever deleted, with the jobs; they may be used again when their tombstone is forgotten."""
 
     @property
     def last_seq(self) -> int:
@@ -108,6 +108,11 @@ class Tables:
     def job(self, job_id: bytes) -> StoredJob | None:
         number = self.numbers.get(job_id)
         return None if number is None else self.jobs[number]
+
+    def lives(self, job_id: bytes) -> list[StoredJob]:
+        """Return all jobs that ever had an id, as they are or were last."""
+        job = self.job(job_id)
+        return [*self.deleted.get(job_id, ()), *([] if job is None else [job])]
 
     def apply(self, record: Record) -> None:
         """Take one record in."""
@@ -204,7 +209,7 @@ class Tables:
         self.results.pop(number, None)
         self._drop_texts(number)
         self.tombstones[job.id] = until_ms
-        self.deleted.add(job.id)
+        self.deleted.setdefault(job.id, []).append(job)
 
     def _drop_texts(self, number: int) -> None:
         for attempt in self.texts.pop(number, {}):

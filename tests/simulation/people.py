@@ -45,6 +45,7 @@ from simulation.workers import EMBEDDERS, MODELS, TASK_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from lmq_proto.events import Event
     from simulation.checks import Checks
@@ -130,12 +131,16 @@ class Line(Protocol):
 class Person:
     """Someone who submits jobs, looks, acts, reads, and remembers all that it was told."""
 
-    def __init__(self, world: World, checks: Checks, name: str, *, batch_max: int) -> None:
+    def __init__(
+        self, world: World, checks: Checks, name: str, *, batch_max: int, kin: Random | None
+    ) -> None:
         self.world = world
         self.checks = checks
         self.name = name
         self.line: Line | None = None
         self.batch_max = batch_max
+        self.kin = kin
+        """Chooses for which jobs others wait; None: for none."""
         self.specs: dict[bytes, JobSpec] = {}
         self.mine: dict[bytes, bool | None] = {}
         """Jobs submitted: accepted, refused, not known yet."""
@@ -219,10 +224,22 @@ class Person:
             timeout_ms=random.choice((0, 2000, 6000, 30_000)),
             failures=random.choice((0, 0, 1, 5)),
             keep_ms=random.choice((0, 0, 0, 1000, 10_000)),
+            parents=self._parents(),
         )
         if key:
             self.keys.setdefault(key, job.id)
         return job, payload
+
+    def _parents(self) -> list[bytes]:
+        """Return some jobs that are to be done first: mostly the latest of my own, whatever became of them."""
+        kin = self.kin
+        if kin is None or kin.random() < 0.5:
+            return []
+        known = list(self.specs)[-kin.choice((1, 3, 30)) :]
+        if self.checks.accepted and kin.random() < 0.1:
+            known.append(kin.choice(sorted(self.checks.accepted)))
+        found = kin.sample(known, min(len(known), kin.choice((1, 1, 2, 3))))
+        return list(dict.fromkeys(found))
 
     def _submitted(self, message: Submit, outcomes: list[Outcome] | None) -> None:
         specs = message.jobs

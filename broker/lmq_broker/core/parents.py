@@ -107,6 +107,10 @@ def check_again(state: BrokerState, session: Session, past: StoredJob, now: Now)
     A job that had started once waits for nobody: its parents were done then, and what is done stays so.
     """
     parents = () if past.attempt else past.terms.parents
+    for parent in parents:
+        if number_of(state, parent) > past.number:
+            # It is gone for so long that its id is that of another job.
+            raise NotFound("parent", to_text(parent))
     check(state, session, past.user, parents, Batch(), now)
     return is_awaited(state, parents)
 
