@@ -143,6 +143,7 @@ class Scenario:
         return [
             patch.object(bounds, "BATCH_JOBS", self.batch_max + 1),
             patch.object(bounds, "CHILDREN", 3),
+            patch.object(settle, "_MOVES", 1),
             patch.object(settle, "_LOOK_AT_JOBS", 3),
             patch.object(bounds, "RESULTS_CREDIT_BYTES", self.world.random.choice((300, 2000, 1 << 24))),
             patch.object(leases, "_WORK_LEASES", 2),

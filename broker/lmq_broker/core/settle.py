@@ -17,13 +17,15 @@ from lmq_proto.events import Kind
 from lmq_proto.ids import to_text
 from lmq_proto.states import State
 
+_MOVES = bounds.BATCH_JOBS
+"""Jobs that move in one step."""
 _LOOK_AT_JOBS = 20_000
 """Children that are looked at in one step to work out the priority of their parents: some milliseconds."""
 
 
 def settle(state: BrokerState, out: Out, now: Now) -> bool:
     """Tell children how their parents ended, and put ancestors in their place; False if some is left over."""
-    left = bounds.BATCH_JOBS
+    left = _MOVES
     while state.freed and left:
         job = state.freed.popleft()
         if job.state is State.BLOCKED:
@@ -63,7 +65,7 @@ def _release(state: BrokerState, out: Out, job: Job, now: Now) -> None:
 
 def _weigh(state: BrokerState, out: Out, now: Now) -> bool:
     """Give jobs the priority that they and those that wait for them call for; False if some are left over."""
-    left, moves = _LOOK_AT_JOBS, bounds.BATCH_JOBS
+    left, moves = _LOOK_AT_JOBS, _MOVES
     while state.unweighed and left > 0 and moves:
         job_id, _ = state.unweighed.popitem()
         job = state.jobs.get(job_id)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from lmq_broker.core import invariants
+from lmq_broker.core import invariants, settle
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.records import JobAdded
 from lmq_broker.core.recover import recover
@@ -92,6 +93,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.short_steps = patch.object(settle, "_MOVES", 1)
+        self.short_steps.start()
         self.journal = FakeJournal()
         self.reads: list[Read] = []
         self.granted: set[LeaseKey] = set()
@@ -234,7 +237,7 @@ class AnyOrder(RuleBasedStateMachine):
         message = Submit(request_id=self.number(), jobs=jobs, follow=follow, atomic=atomic)
         self.says(who, message, payload * len(jobs))
 
-    @rule(who=clients, batch=st.lists(names, min_size=2, max_size=4, unique=True), after=st.data(),
+    @rule(who=clients, batch=st.lists(names, min_size=2, max_size=5, unique=True), after=st.data(),
           priority=st.none() | st.integers(0, 9), atomic=st.booleans(), wait=st.sampled_from([0, 0, 2000]))  # fmt: skip
     def submits_a_family(
         self, who: str, batch: list[str], after: st.DataObject, priority: int | None, atomic: bool, wait: int
@@ -242,7 +245,9 @@ class AnyOrder(RuleBasedStateMachine):
         """Each job waits for some of those before it."""
         jobs = []
         for at, name in enumerate(batch):
-            parents = after.draw(st.lists(st.sampled_from(batch[:at]), unique=True)) if at else []
+            parents = [batch[0]] if at else []
+            if at > 1:
+                parents = after.draw(st.lists(st.sampled_from(batch[:at]), min_size=1, unique=True))
             jobs.append(
                 spec(
                     name, priority=priority if at % 2 else None, delay_ms=wait, keep_ms=3000,
@@ -492,14 +497,39 @@ class AnyOrder(RuleBasedStateMachine):
         if chance:
             return
         self.follows_up(self.broker.turn())
+        self.starts_again()
+
+    def starts_again(self) -> None:
         self.starts(self.broker.mono_ms, self.broker.wall_ms)
         for name in CLIENTS:
             self.follows_up(self.broker.client(name))
+
+    @precondition(lambda self: self.much_waited_for())
+    @rule(dies=st.booleans())
+    def one_for_which_several_wait_is_cancelled(self, dies: bool) -> None:
+        """The broker may die while not all of them have been told."""
+        target = Target(job_ids=self.much_waited_for()[:1])
+        self.follows_up(self.broker.says("ann", Cancel(request_id=self.number(), target=target)))
+        self.follows_up(self.broker.turn())
+        if dies:
+            self.starts_again()
+
+    def much_waited_for(self) -> list[bytes]:
+        """Return the open jobs for which several wait, while ann is there to cancel them."""
+        state = self.broker.state
+        many = [id_ for id_, children in state.children.items() if len(children) > 1 and id_ in state.jobs]
+        return many if b"ann" in state.sessions else []
 
     # --- at the end
 
     def teardown(self) -> None:
         """Once faults stop, all that is open comes to its end."""
+        try:
+            self.all_ends()
+        finally:
+            self.short_steps.stop()
+
+    def all_ends(self) -> None:
         broker = self.broker
         self.follows_up(broker.step(DiskChanged("", 9, 1)))
         self.follows_up(broker.client("ann"))

@@ -26,6 +26,7 @@ from lmq_proto.messages import (
     Reason,
     Retry,
     SetLimit,
+    SetUser,
     Status,
     Statuses,
     Update,
@@ -343,7 +344,7 @@ def a_crowd(monkeypatch: pytest.MonkeyPatch, state: str) -> Broker:
     broker = a_family(spec("p"), *children, after("d", "c6"))
     broker.turn()
     end(broker, "p", state)
-    monkeypatch.setattr(bounds, "BATCH_JOBS", 3)
+    monkeypatch.setattr(settle, "_MOVES", 3)
     return broker
 
 
@@ -411,7 +412,7 @@ def test_retention_leaves_a_parent_until_its_children_have_been_told(monkeypatch
     settings = Settings(retention_every_ms=1000)
     broker = a_family(spec("p", keep_ms=1), *(after(f"c{n}", "p") for n in range(9)), settings=settings)
     end(broker, "p", "cancelled")
-    monkeypatch.setattr(bounds, "BATCH_JOBS", 3)
+    monkeypatch.setattr(settle, "_MOVES", 3)
     (read,) = (each for each in only(broker.turn(2000), Read) if isinstance(each.request, ReadDue))
     broker.reads(read.request, JobsReply([image(broker, "p")]))
     assert not only(broker.journal, JobsDeleted)
@@ -548,6 +549,14 @@ def test_it_inherits_from_parents_that_are_done_and_not_what_they_were_lifted_to
     again = restarted(broker)
     again.submit("ann", after("f", "p"))
     assert priorities(again, "d", "e", "f") == [3, 3, 3]
+
+
+def test_what_is_inherited_is_within_the_users_ceiling() -> None:
+    broker = a_family(spec("p", priority=8))
+    broker.says("ann", SetUser(request_id=4, user="ann", ceiling=6))
+    (accepted,) = outcomes(broker.submit("ann", after("c", "p")))
+    assert (accepted.outcome, accepted.priority) == ("accepted", 6)
+    assert priorities(broker, "c") == [6]
 
 
 def test_ancestors_run_at_the_highest_priority_that_waits_for_them() -> None:
@@ -695,7 +704,7 @@ def test_one_move_at_a_time_where_steps_are_that_short(monkeypatch: pytest.Monke
     broker = a_broker(clients=["ann"])
     broker.submit("ann", spec("a"), after("b", "a"), after("c", "b"))
     tell(broker, Update, "c", priority=9)
-    monkeypatch.setattr(bounds, "BATCH_JOBS", 1)
+    monkeypatch.setattr(settle, "_MOVES", 1)
     found = []
     for _ in range(3):
         changed = only(broker.turn(), JobChanged)
