@@ -257,6 +257,11 @@ class AsyncEmbedJob(AsyncJob[EmbedResult]):
         super().__init__(client, first.job_id, first.task_type)
         self.parts = list(parts)
 
+    @property
+    def job_ids(self) -> list[bytes]:
+        """The ids of its parts."""
+        return [part.job_id for part in self.parts]
+
     async def _accepted(self) -> Self:
         for part in self.parts:
             await part._accepted()

@@ -89,6 +89,11 @@ class Handle(Generic[R_co]):
         return self._id_text
 
     @property
+    def job_ids(self) -> list[bytes]:
+        """The ids of all jobs under this handle, as they go over the wire."""
+        return [self.job_id]
+
+    @property
     def is_ended(self) -> bool:
         """Whether the end is known here; asks nobody."""
         return self._record.end is not None

@@ -61,7 +61,8 @@ class JobOptions(TypedDict, total=False):
     """Jobs of one session prefer the endpoint that ran the last one."""
     uses: Sequence[str]
     """Named resources of your own tasks, at most 4; the name of a worker is one: its endpoint falls idle first."""
-    depends_on: Sequence[str | Handle[object]]
+    depends_on: Sequence[str | Handle[object] | Draft]
+    """Jobs that must be done before it starts, by id, handle or draft; if one of them fails it is cancelled."""
 
 
 class ChatOptions(JobOptions, total=False):
@@ -310,7 +311,7 @@ def _draft(
         session=options.get("session") or "",
         uses=list(options.get("uses") or ()),
         merge=merge,
-        parents=[id_of(parent) for parent in options.get("depends_on") or ()],
+        parents=_parents(options.get("depends_on") or ()),
     )
     return Draft(spec, packed)
 
@@ -324,6 +325,17 @@ def id_of(job: str | bytes | Handle[object]) -> bytes:
     if isinstance(job, bytes):
         return job
     return ids.from_text(job if isinstance(job, str) else job.id)
+
+
+def _parents(jobs: Sequence[str | Handle[object] | Draft]) -> list[bytes]:
+    """Return the ids of jobs, each once; an embedding in several jobs is all of them."""
+    found: list[bytes] = []
+    for job in jobs:
+        if isinstance(job, str):
+            found.append(id_of(job))
+        else:
+            found += [job.spec.id] if isinstance(job, Draft) else job.job_ids
+    return list(dict.fromkeys(found))
 
 
 def _refuse_unknown(options: Mapping[str, object], known: frozenset[str]) -> None:

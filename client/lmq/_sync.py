@@ -262,7 +262,7 @@ class Client(Face):
     def retry(
         self, *jobs: str | Handle[object], if_attempt: int | None = None, **match: Unpack[JobMatch]
     ) -> list[Outcome]:
-        """Make ended jobs ready again, by name, or all that match; one outcome each."""
+        """Open ended jobs again, by name, or all that match; one outcome each."""
         return self._act_on(_commands.retry(_commands.target(jobs, match), if_attempt))
 
     def delete(self, *jobs: str | Handle[object], **match: Unpack[JobMatch]) -> list[Outcome]:

@@ -19,6 +19,7 @@ from lmq_proto.errors import (
     LmqError,
     NotAllowed,
     NotFound,
+    ParentEnded,
     ProtocolError,
     QueueDraining,
     Stopping,
@@ -53,6 +54,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "NotReachable",
+    "ParentEnded",
     "PartlyRefused",
     "ProtocolError",
     "QueueDraining",
@@ -140,12 +142,13 @@ class JobDead(JobNotDone):
 
 
 class JobCancelled(JobNotDone):
-    """A person or program cancelled the job."""
+    """A person or program cancelled the job, or a job that it was to wait for failed."""
 
     code = "job_cancelled"
 
     def __init__(self, job_id: str, story: Sequence[ErrorInfo] = ()) -> None:
-        super().__init__(job_id, f"job {job_id} was cancelled", story)
+        why = f": {story[-1].message}" if story and story[-1].code == ParentEnded.code else ""
+        super().__init__(job_id, f"job {job_id} was cancelled{why}", story)
 
 
 class JobExpired(JobNotDone):

@@ -162,6 +162,12 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Topic of its progress on the PUB socket."""
     error: ErrorInfo | None = None
     story: list[ErrorInfo] = []
+    parents: list[str] = []
+    """Ids of the jobs that must be done before it starts."""
+    waits_for: list[str] = []
+    """Those of them that are not done yet."""
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
     @property
     def is_final(self) -> bool:
@@ -172,10 +178,13 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, view: JobView) -> JobStatus:
         """Return the wire's view with its id as text."""
         fields = {name: getattr(view, name) for name in _VIEW_FIELDS}
-        return cls(**fields, id=ids.to_text(view.id))
+        return cls(
+            **fields, id=ids.to_text(view.id), parents=[ids.to_text(each) for each in view.parents],
+            waits_for=[ids.to_text(each) for each in view.waits_for],
+        )  # fmt: skip
 
 
-_VIEW_FIELDS = tuple(name for name in JobView.__struct_fields__ if name != "id")
+_VIEW_FIELDS = tuple(name for name in JobView.__struct_fields__ if name not in ("id", "parents", "waits_for"))
 
 
 class Why(msgspec.Struct, frozen=True):

@@ -149,9 +149,13 @@ def _carry_out(
                 raise NotFound("job", to_text(job_id))
             changed = _act_on(state, out, session, command, job, past, deleted, now)
             asked = command.priority if isinstance(command, Update) else None
-            given = None if asked is None or job is None or job.priority == asked else job.priority
+            given = None if asked is None or job is None else parents.own_priority(job)
             outcomes.append(
-                Outcome(job_id=job_id, outcome="changed" if changed else "unchanged", priority=given)
+                Outcome(
+                    job_id=job_id,
+                    outcome="changed" if changed else "unchanged",
+                    priority=given if given != asked else None,
+                )
             )
         except LmqError as error:
             outcomes.append(Outcome(job_id=job_id, outcome="refused", error=refusal(state, error)))
@@ -308,5 +312,5 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
     if after == before:
         return False
     save(state, out, job)
-    tell(state, now, Kind.UPDATED, job, detail={"priority": job.priority})
+    tell(state, now, Kind.UPDATED, job, detail={"priority": parents.own_priority(job)})
     return True

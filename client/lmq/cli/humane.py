@@ -122,6 +122,8 @@ def where(status: JobStatus) -> str:
         return clean(_running(status))
     if status.state == "delayed":
         return f"starts in {until(status.due_at_ms)}" if status.due_at_ms else "waits to try again"
+    if status.state == "blocked":
+        return f"waits for {count(len(status.waits_for), 'job')}"
     if status.state == "done":
         started = status.started_at_ms or status.created_at_ms
         took = duration((status.finished_at_ms - started) / 1000)

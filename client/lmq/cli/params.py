@@ -290,7 +290,7 @@ def job_options(function: F) -> F:
                 type=JOB,
                 multiple=True,
                 metavar="JOB",
-                help="After these; no broker can do that yet.",
+                help="Once this one is done; may be given 64 times.",
             ),
         )
     ):

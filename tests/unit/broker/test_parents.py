@@ -618,6 +618,8 @@ def test_an_ancestors_own_priority_can_be_changed(given: int, runs_at: int, own:
     outcome = tell(broker, Update, "a", priority=given)
     broker.turn()
     assert codes(outcome) == ["unchanged" if given == 5 else "changed"]
+    assert outcome[0].priority is None, "it was given what was asked for"
+    assert given == 5 or broker.last_event("updated").detail == {"priority": given}
     assert (broker.job("a").priority, broker.job("a").past.own_priority) == (runs_at, own)
     tell(broker, Cancel, "c")
     broker.turn()
