@@ -18,4 +18,4 @@ with lmq.Client() as q:
     try:
         print(report.result(timeout_s=60))
     except lmq.JobCancelled as error:
-        print(error)  # ... its parent 01KEJG640MM6SC7N75YR3HGA9T is dead
+        print(error)  # .. was cancelled: its parent 3HGA9T is dead

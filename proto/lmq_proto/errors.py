@@ -11,6 +11,8 @@ import msgspec
 
 _SHOWN_CHARS = 80
 """How much of a wrong value an error repeats."""
+_SHORT_CHARS = 6
+"""How much of a whole id a sentence shows, as `ids.SHORT_CHARS` says, which cannot be asked here."""
 
 Scalar = str | int | float | bool
 Field = Scalar | list[str] | None
@@ -184,7 +186,7 @@ class ParentEnded(LmqError):
     code = "parent_ended"
 
     def __init__(self, parent: str, state: str) -> None:
-        super().__init__(f"its parent {parent} is {state}", parent=parent, state=state)
+        super().__init__(f"its parent {parent[-_SHORT_CHARS:]} is {state}", parent=parent, state=state)
         self.parent, self.state = parent, state
 
 

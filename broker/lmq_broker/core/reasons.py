@@ -8,7 +8,7 @@ from lmq_broker.core.state import BrokerState, Job, Session, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.errors import NotFound
-from lmq_proto.ids import short, to_text
+from lmq_proto.ids import SHORT_CHARS, short, to_text
 from lmq_proto.messages import Hold, JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
 
@@ -60,7 +60,7 @@ def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, ans
         for entry in view.story
     ]
     if view.error is not None and view.error.code == "parent_ended":
-        hints.append(f"lmq retry {str(view.error.fields['parent'])[-6:]}")
+        hints.append(f"lmq retry {str(view.error.fields['parent'])[-SHORT_CHARS:]}")
     if view.state in (State.DEAD, State.CANCELLED, State.EXPIRED):
         hints.append(f"lmq retry {short(view.id)}")
     elif view.state == State.DONE:

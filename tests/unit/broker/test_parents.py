@@ -303,7 +303,7 @@ def test_the_end_of_a_parent_cancels_all_that_wait_for_it_and_for_them(state: st
     assert error is not None
     assert error.fields == {"parent": to_text(job_id("c")), "state": "cancelled"}
     event = next(each for each in broker.events if each.job_id == job_id("c") and each.kind == "cancelled")
-    assert event.detail == {"code": "parent_ended", "error": f"its parent {told['parent']} is {state}"}
+    assert event.detail == {"code": "parent_ended", "error": f"its parent {short(job_id('p'))} is {state}"}
     assert not broker.state.children
     assert not broker.state.settling
 
@@ -778,7 +778,7 @@ def test_why_says_that_a_job_is_lifted() -> None:
 def test_why_says_which_parent_failed_and_to_retry_it_first() -> None:
     broker = a_failed("dead", after("c", "p"))
     answer = why(broker, "c")
-    assert answer.reasons[0].text == f"it is cancelled: its parent {to_text(job_id('p'))} is dead"
+    assert answer.reasons[0].text == f"it is cancelled: its parent {short(job_id('p'))} is dead"
     assert answer.hints == [f"lmq retry {short(job_id('p'))}", f"lmq retry {short(job_id('c'))}"]
 
 

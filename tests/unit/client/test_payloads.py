@@ -129,7 +129,7 @@ def test_a_status_names_parents_as_people_do() -> None:
 def test_a_job_that_was_cancelled_with_its_parent_says_so() -> None:
     told = lmq.ParentEnded("01KEJG640MM6SC7N75YR3HGA9T", "dead").info()
     cancelled = lmq.JobCancelled("X", [told])
-    assert cancelled.message == "job X was cancelled: its parent 01KEJG640MM6SC7N75YR3HGA9T is dead"
+    assert cancelled.message == "job X was cancelled: its parent 3HGA9T is dead"
     assert lmq.JobCancelled("X", [lmq.ErrorInfo("cancelled", "by tom")]).message == "job X was cancelled"
 
 
