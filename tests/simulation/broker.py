@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 from lmq_broker.core import invariants
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.machine import step
-from lmq_broker.core.records import JobAdded, JobChanged, JobsDeleted, Record
+from lmq_broker.core.records import JobAdded, JobsDeleted, Record
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import (
@@ -26,7 +26,6 @@ from lmq_broker.core.stimuli import (
     TurnEnded,
 )
 from lmq_proto.codec import ON_PUB_TABLE, encode
-from lmq_proto.states import FINAL
 
 if TYPE_CHECKING:
     from lmq_broker.core.state import BrokerState
@@ -197,11 +196,9 @@ class Broker:
             self.disk.append(self.state.position, records)
 
     def _keep_payload(self, record: Record) -> None:
-        """Hold the payloads of open jobs, so that work need not be read back."""
+        """Hold the payloads of jobs that this life has accepted: work may be sent before they are on disk."""
         if isinstance(record, JobAdded):
             self._payloads[record.job.number] = record.payload
-        elif isinstance(record, JobChanged) and record.job.state in FINAL:
-            self._payloads.pop(record.job.number, None)
         elif isinstance(record, JobsDeleted):
             for number in record.numbers:
                 self._payloads.pop(number, None)
