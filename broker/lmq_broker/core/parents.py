@@ -42,8 +42,9 @@ def check_ids(spec: JobSpec) -> None:
     """Refuse parents that are none, by their ids alone."""
     if len(spec.parents) > bounds.PARENTS:
         raise BadField("parents", len(spec.parents), f"at most {bounds.PARENTS}")
-    if any(len(parent) != JOB_ID_BYTES for parent in spec.parents):
-        raise BadField("parents", spec.parents[0].hex(), f"ids of {JOB_ID_BYTES} bytes")
+    for parent in spec.parents:
+        if len(parent) != JOB_ID_BYTES:
+            raise BadField("parents", parent.hex(), f"ids of {JOB_ID_BYTES} bytes")
     if len(set(spec.parents)) < len(spec.parents):
         raise BadField("parents", len(spec.parents), "each id once")
     if spec.id in spec.parents:
