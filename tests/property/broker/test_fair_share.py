@@ -132,6 +132,19 @@ def test_every_job_starts_no_slot_is_over_and_all_charges_settle(seed: int) -> N
         assert all(each.predicted == 0.0 for each in shares_of(replay) if not each.running)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from(("vtc", "strict", "blfq")))
+def test_no_endpoint_is_kept_for_a_model_that_has_come_up_elsewhere(seed: int, policy: str) -> None:
+    """P5 with three models on two endpoints, whatever the patience: every job starts."""
+    random = Random(seed)
+    engines = [an_engine(random) for _ in range(2)]
+    requests = some_requests(random, users=12, count=150, over_ms=300_000, models=MODELS)
+    rates = dict.fromkeys(MODELS, RATES)
+    assert all(
+        each.started_ms >= 0 for each in run(Replay(requests, engines, Settings(policy=policy, rates=rates)))
+    )
+
+
 @settings(max_examples=25, deadline=None)
 @given(seeds)
 def test_service_is_what_jobs_cost(seed: int) -> None:

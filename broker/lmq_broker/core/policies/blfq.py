@@ -246,7 +246,7 @@ class Blfq:
                     waiting = sooner(waiting, decision)
                 elif decision is not None:
                     return decision
-        self._placing.end(self._places.values())
+        self._placing.end()
         timer_ms = self._limits.next_ms()
         return waiting if timer_ms is None else sooner(waiting, WakeAt(timer_ms))
 

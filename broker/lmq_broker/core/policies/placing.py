@@ -4,8 +4,6 @@ The loaded model is preferred to the fair choice within a budget of service and 
 lead. A model that must go is drained first; one that something runs on, or that lmq did not load, is never evicted.
 """
 
-from collections.abc import Iterable
-
 import msgspec
 
 from lmq_broker.core.limits import Bucket, Limits
@@ -53,6 +51,8 @@ class Placing:
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
         """Those of the decision that is being made."""
+        self._driven: set[str] = set()
+        """Workers whose swap somebody has asked for in it."""
         self._strict_until_ms: dict[int, int] = {}
         """Band -> monotonic time until which it leaves its reserve free."""
         self.sessions: dict[tuple[str, str], str] = {}
@@ -65,18 +65,16 @@ class Placing:
         """A decision begins: nobody has been passed over in it yet."""
         self._now_ms = now_ms
         self._contests.clear()
+        self._driven.clear()
 
-    def end(self, places: Iterable[Places]) -> None:
+    def end(self) -> None:
         """All were looked at and nothing is to be done: whoever is passed over no more has lost no patience."""
         passed_over = {id(contest.bypass) for contest in self._contests.values()}
         for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in passed_over]:
             del self._bypasses[key]
-        if self._swaps:
-            wanted: set[str] = set()
-            for each in places:
-                wanted |= each.names
-            for name in [name for name, swap in self._swaps.items() if not swap.names & wanted]:
-                del self._swaps[name]
+        # A swap that nobody asks for any more, as its model has come up elsewhere, would keep the endpoint for ever.
+        for name in [name for name in self._swaps if name not in self._driven]:
+            del self._swaps[name]
 
     def look_at(self, fleet: Fleet, now_ms: int) -> None:
         """Take in that workers, their models, or what is asked of them have changed."""
@@ -204,6 +202,7 @@ class Placing:
             return None
         best: tuple[float, Worker, str, list[Instance]] | None = None
         wake_ms = 0
+        begun = self._begun_for(places, homes)
         for worker, model in homes:
             if not is_open(worker, fleet):
                 continue
@@ -221,8 +220,15 @@ class Placing:
             start_ms = self.memory.load_ms(worker, model) + max(
                 (self._drain_ms(each) for each in victims), default=0.0
             )
+            if worker is begun:
+                best = (start_ms, worker, model, victims)
+                break
             if best is None or start_ms < best[0]:
                 best = (start_ms, worker, model, victims)
+        if begun is not None:
+            load_ms = self.memory.load_ms(begun, self._swaps[begun.name].model)
+            if not here or wait_ms > _HOT_LOADS * load_ms:
+                self._driven.add(begun.name)
         if best is None:
             return WakeAt(wake_ms) if wake_ms else None
         start_ms, worker, model, victims = best
@@ -235,6 +241,14 @@ class Placing:
         if swap is not None:
             return self._go_on(worker, victims)
         return self._contest(head, heads, band, worker, model, victims, load_ms, fleet)
+
+    def _begun_for(self, places: Places, homes: list[tuple[Worker, str]]) -> Worker | None:
+        """Return the worker that is already being drained for these jobs."""
+        for worker, _ in homes if self._swaps else ():
+            swap = self._swaps.get(worker.name)
+            if swap is not None and swap.names & places.names:
+                return worker
+        return None
 
     def _contest(
         self,
@@ -276,6 +290,7 @@ class Placing:
             head[0],
             self._now_ms,
         )
+        self._driven.add(worker.name)
         return self._go_on(worker, victims)
 
     def _is_turn_of_others(
