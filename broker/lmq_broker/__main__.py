@@ -80,7 +80,7 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
 
     from lmq_broker.core.invariants import check
     from lmq_broker.core.recover import recover
-    from lmq_broker.core.settings import TaskDefaults
+    from lmq_broker.core.stimuli import DefaultsChanged
     from lmq_broker.journal.errors import JournalError
     from lmq_broker.journal.store import Journal
     from lmq_broker.shell import clock
@@ -120,9 +120,10 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     check(state)
     journal.start()
 
-    def reread() -> dict[str, TaskDefaults] | str:
+    def reread() -> DefaultsChanged | str:
         try:
-            return configuration.load(config_path, overrides).task_defaults()
+            read = configuration.load(config_path, overrides).settings()
+            return DefaultsChanged(read.task_defaults, read.aliases)
         except configuration.ConfigError as error:
             return str(error)
 

@@ -11,13 +11,22 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from lmq_broker.core.settings import BANDS, TASK_DEFAULTS, BandSettings, Rates, Settings, TaskDefaults
+from lmq_broker.core.models import ANY, normal
+from lmq_broker.core.settings import (
+    BANDS,
+    TASK_DEFAULTS,
+    TASKS_WITH_DEFAULT,
+    BandSettings,
+    Rates,
+    Settings,
+    TaskDefaults,
+)
 from lmq_proto import bounds
 
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "rates")
+_TABLES = ("tasks", "bands", "weights", "rates", "aliases")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
 _WEIGHT_MAX = 1000
@@ -35,6 +44,8 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failures: int | None = None
     timeout_s: float | None = None
     keep_s: float | None = None
+    model: str | None = None
+    """For jobs that name none; chat, complete, embed and bulk_embed only."""
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +70,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """User -> weight in the fair share, 1 for all others (blfq)."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
+    aliases: dict[str, list[str]] = {}
+    """Name -> models that it stands for, best first: `[broker.aliases] fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]`."""
     open_role: str = "admin"
     """Open mode: the role of local peers, `admin` or `user`."""
     free_floor_bytes: int = 128 * 1024 * 1024
@@ -80,6 +93,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
             task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
+            aliases={name: tuple(models) for name, models in self.aliases.items()},
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -93,6 +107,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 failures=base.failures if given.failures is None else given.failures,
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+                model=given.model or "",
             )
         return merged
 
@@ -219,6 +234,24 @@ def _check(config: BrokerConfig) -> None:
             raise ConfigError(
                 f"tasks.{name}.failures = {task.failures}: allowed is 1 to {bounds.FAILURES_MAX}"
             )
+        if task.model and name not in TASKS_WITH_DEFAULT:
+            raise ConfigError(
+                f"tasks.{name}.model = {task.model!r}: allowed for {', '.join(TASKS_WITH_DEFAULT)} only"
+            )
+    _check_aliases(config.aliases)
+
+
+def _check_aliases(aliases: dict[str, list[str]]) -> None:
+    """Raise ConfigError for an alias that stands for nothing, for too much, or for another alias."""
+    names = {normal(name) for name in aliases}
+    for name, models in aliases.items():
+        if not 0 < len(name) <= bounds.NAME_CHARS or normal(name) in ("", ANY):
+            raise ConfigError(f"aliases.{name}: allowed are names of 1 to {bounds.NAME_CHARS} characters")
+        if not 0 < len(models) <= bounds.MODELS:
+            raise ConfigError(f"aliases.{name} = {models}: allowed are 1 to {bounds.MODELS} models")
+        for model in models:
+            if normal(model) in names or not 0 < len(model) <= bounds.NAME_CHARS:
+                raise ConfigError(f"aliases.{name} = {models}: allowed are models, not another alias")
 
 
 def _beside(url: str) -> str:

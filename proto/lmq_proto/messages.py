@@ -18,15 +18,20 @@ from lmq_proto.nouns import (
     ListQueues as ListQueues,
     ListWorkers as ListWorkers,
     Models as Models,
+    OrderModel as OrderModel,
     Pause as Pause,
     Queues as Queues,
     Resume as Resume,
+    SetAlias as SetAlias,
+    SetDefaultModel as SetDefaultModel,
     Workers as Workers,
 )
 from lmq_proto.parts import (
+    Alias as Alias,
     Breaker as Breaker,
     Capacity as Capacity,
     CatalogModel as CatalogModel,
+    DefaultModel as DefaultModel,
     Ended as Ended,
     EventFilter as EventFilter,
     Group as Group,
@@ -41,6 +46,7 @@ from lmq_proto.parts import (
     Lease as Lease,
     LeaseRef as LeaseRef,
     ModelView as ModelView,
+    Order as Order,
     Outcome as Outcome,
     Part as Part,
     PhaseReport as PhaseReport,
@@ -515,7 +521,7 @@ class Progress(Part, frozen=True, kw_only=True):
 FromClient = (
     Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
     | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
-    | Health | Backup
+    | SetAlias | SetDefaultModel | OrderModel | Health | Backup
 )  # fmt: skip
 FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
 FromPeer = FromClient | FromWorker | Heartbeat | Bye
@@ -533,9 +539,9 @@ FROM_PEER: dict[str, type[FromPeer]] = {
     "credit": Credit, "status": Status, "list": ListJobs, "get_payload": GetPayload, "why": Why, "cancel": Cancel,
     "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
     "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
-    "list_models": ListModels, "health": Health, "backup": Backup, "enlist": Enlist, "results": Results,
-    "phases": Phases, "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded,
-    "heartbeat": Heartbeat, "bye": Bye,
+    "list_models": ListModels, "set_alias": SetAlias, "set_default_model": SetDefaultModel, "order_model": OrderModel,
+    "health": Health, "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases,
+    "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat, "bye": Bye,
 }  # fmt: skip
 """Verb to header: what a client or worker sends."""
 

@@ -1,13 +1,14 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, views, workers
+import msgspec
+
+from lmq_broker.core import aliases, holds, jobs, leases, orders, sessions, trust, views, workers
 from lmq_broker.core.chronicle import Out, numbers_of, put
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
 from lmq_broker.core.records import MetaSet
-from lmq_broker.core.settings import TaskDefaults
 from lmq_broker.core.state import BrokerState
-from lmq_broker.core.stimuli import Now
+from lmq_broker.core.stimuli import DefaultsChanged, Now
 from lmq_proto.ids import PeerId
 
 _TICK_MS = 1000
@@ -25,6 +26,8 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         workers.check_all(state, out, now)
         sessions.beat(state, out, now)
         holds.end_over(state, out, now)
+        orders.end_over(state, out, now)
+        trust.tend(state, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
@@ -56,10 +59,12 @@ def next_wake(state: BrokerState, now: Now) -> int:
     return wake_ms
 
 
-def change_defaults(state: BrokerState, defaults: dict[str, TaskDefaults]) -> None:
-    """Use other defaults for jobs submitted from now on."""
-    fields = {name: getattr(state.settings, name) for name in state.settings.__struct_fields__}
-    state.settings = type(state.settings)(**(fields | {"task_defaults": defaults}))
+def change_defaults(state: BrokerState, changed: DefaultsChanged) -> None:
+    """Use other defaults for jobs submitted from now on, and other aliases where no command said otherwise."""
+    state.settings = msgspec.structs.replace(
+        state.settings, task_defaults=changed.task_defaults, aliases=changed.aliases
+    )
+    aliases.refresh(state)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:

@@ -3,10 +3,12 @@
 from typing import assert_never
 
 from lmq_broker.core import (
+    aliases,
     clocks,
     commands,
     holds,
     leases,
+    orders,
     readers,
     reasons,
     sessions,
@@ -70,11 +72,14 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    OrderModel,
     Pause,
     Phases,
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     Status,
     Submit,
     Subscribe,
@@ -104,7 +109,7 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
         case DefaultsChanged():
-            clocks.change_defaults(state, stimulus.task_defaults)
+            clocks.change_defaults(state, stimulus)
         case HostFacts():
             state.host = stimulus
         case Stop():
@@ -196,7 +201,13 @@ def _from_client(
         case ListWorkers():
             views.list_workers(state, out, session, message, now)
         case ListModels():
-            views.list_models(state, out, session, message)
+            views.list_models(state, out, session, message, now)
+        case SetAlias():
+            aliases.set_alias(state, out, session, message, now)
+        case SetDefaultModel():
+            aliases.set_default(state, out, session, message, now)
+        case OrderModel():
+            orders.order(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
         case Backup():

@@ -1,15 +1,17 @@
-"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, known models."""
+"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, models, aliases, orders."""
 
 from collections.abc import Iterable
 from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs, readers
+from lmq_broker.core import aliases, jobs, readers
+from lmq_broker.core.aliases import ALIAS, DEFAULT
 from lmq_broker.core.chronicle import Out, put, tell
 from lmq_broker.core.clocks import LEDGER
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
+from lmq_broker.core.orders import ORDER
 from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.records import MetaSet, StoredJob
 from lmq_broker.core.settings import Settings
@@ -18,7 +20,7 @@ from lmq_broker.core.stimuli import Now
 from lmq_broker.core.workers import KNOWN_MODELS
 from lmq_proto.events import Kind
 from lmq_proto.ids import JobId, WorkerName
-from lmq_proto.messages import Hold
+from lmq_proto.messages import Alias, DefaultModel, Hold, Order
 from lmq_proto.states import State
 
 EPOCH = "epoch"
@@ -102,6 +104,15 @@ def recover(
             (state.queue_holds if noun == "queue" else state.worker_holds)[what] = held
         elif name.startswith(KNOWN_MODELS):
             state.known_models[name.removeprefix(KNOWN_MODELS)] = value.decode().split("\n")
+        elif name.startswith(ALIAS):
+            state.aliases_set[name.removeprefix(ALIAS)] = msgspec.msgpack.decode(value, type=Alias)
+        elif name.startswith(DEFAULT):
+            state.defaults_set[name.removeprefix(DEFAULT)] = msgspec.msgpack.decode(value, type=DefaultModel)
+        elif name.startswith(ORDER):
+            order = msgspec.msgpack.decode(value, type=Order)
+            state.orders[order.worker, order.model] = order
+    state.orders = dict(sorted(state.orders.items(), key=lambda each: (each[1].since_ms, each[0])))
+    aliases.refresh(state)
     state.policy.restore({
         name.removeprefix(LEDGER): value for name, value in meta.items() if name.startswith(LEDGER) and value
     })  # fmt: skip

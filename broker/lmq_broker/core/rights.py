@@ -21,11 +21,14 @@ from lmq_proto.messages import (
     ListQueues,
     ListWorkers,
     LoadEnded,
+    OrderModel,
     Pause,
     Phases,
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     Status,
     Submit,
     Subscribe,
@@ -57,7 +60,9 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset(
+    {Pause, Drain, Resume, Backup, SetAlias, SetDefaultModel, OrderModel}
+)
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

@@ -8,6 +8,8 @@ ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 """Task types with no side effects: their dispatch need not wait for the disk."""
 
 EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
+TASKS_WITH_DEFAULT = ("chat", "complete", "embed", "bulk_embed")
+"""Task types that may have a default model."""
 
 
 class TaskDefaults(msgspec.Struct, frozen=True):
@@ -18,6 +20,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     failures: int = 3
     timeout_ms: int = 600_000
     keep_ms: int = 7 * bounds.DAY_MS
+    model: str = ""
+    """A model or an alias, for jobs that name none; empty: any will do."""
 
 
 TASK_DEFAULTS: dict[str, TaskDefaults] = {
@@ -70,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True):
     """User -> weight in the fair share; 1 for all others."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Name -> models it stands for, where no command says otherwise."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 
@@ -82,6 +88,10 @@ class Settings(msgspec.Struct, frozen=True):
     """What the journal may take on disk before the oldest final jobs go."""
     queues: int = 10_000
     workers: int = 1000
+    aliases_set: int = 1000
+    """Aliases by command."""
+    orders: int = 1000
+    """Loads and unloads that are not done yet, and pins."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

@@ -64,6 +64,7 @@ class DefaultsChanged(msgspec.Struct, frozen=True):
     """The configuration file was read again."""
 
     task_defaults: dict[str, TaskDefaults]
+    aliases: dict[str, tuple[str, ...]] = {}
 
 
 class Stop(msgspec.Struct, frozen=True):

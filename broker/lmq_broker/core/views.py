@@ -4,7 +4,7 @@ from itertools import islice
 
 import msgspec
 
-from lmq_broker.core import commands, fields, leases, workers
+from lmq_broker.core import aliases, commands, fields, leases, models, orders, swapcosts, trust, workers
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -49,6 +49,7 @@ from lmq_proto.messages import (
     ListWorkers,
     Models,
     ModelView,
+    Order,
     Payload,
     Queues,
     QueueSize,
@@ -256,12 +257,13 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         software=worker.software, protocol=worker.protocol, pid=worker.pid,
         connected_ms=now.mono_ms - worker.connected_ms, heard_ms=now.mono_ms - worker.heard_ms,
         leased=len(worker.leases), capacity=worker.capacity, loading=worker.loading,
-        hold=state.worker_holds.get(worker.name),
+        hold=state.worker_holds.get(worker.name), trust=round(trust.trust_of(worker, now.mono_ms), 3),
+        loads=swapcosts.loads(worker, now.mono_ms), lost_ms=swapcosts.lost_ms(worker, now.mono_ms),
     )  # fmt: skip
 
 
-def list_models(state: BrokerState, out: Out, session: Session, command: ListModels) -> None:
-    """Answer with all models of all connected endpoints."""
+def list_models(state: BrokerState, out: Out, session: Session, command: ListModels, now: Now) -> None:
+    """Answer with all models of all connected endpoints, those that are ordered too, and what else they are called."""
     found: dict[str, ModelView] = {}
     for worker in state.workers.values():
         if worker.peer is None:
@@ -274,14 +276,33 @@ def list_models(state: BrokerState, out: Out, session: Session, command: ListMod
             found[instance.model] = _with(
                 view, loaded_on=worker.name, slots=instance.slots, leased=instance.leased
             )
+    given: dict[str, list[Order]] = {}
+    for order in state.orders.values():
+        # A variant, or an instance by its number, is shown with its model.
+        key = order.model if order.model in found else order.model.partition("@")[0]
+        key = key if key in found else key.rpartition(":")[0] if models.is_numbered(key) else key
+        found.setdefault(key, ModelView(model=key, kind=""))
+        given.setdefault(key, []).append(orders.shown(state, order, now))
     views = [
-        ModelView(
-            model=view.model, kind=view.kind, loaded_on=view.loaded_on, on_disk_at=view.on_disk_at, slots=view.slots,
-            leased=view.leased, waiting=state.policy.waiting_for(view.model),
+        msgspec.structs.replace(
+            view, waiting=state.policy.waiting_for(view.model), aliases=_aliases_of(state, view.model),
+            orders=given.get(view.model, []),
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
-    inform(state, out, session.peer, Models(request_id=command.request_id, models=views))
+    inform(state, out, session.peer, Models(
+        request_id=command.request_id, models=views, aliases=aliases.listed(state), defaults=aliases.defaults(state),
+    ))  # fmt: skip
+
+
+def _aliases_of(state: BrokerState, model: str) -> list[str]:
+    """Return the aliases that stand for a model or a variant of it."""
+    names = models.names_of(model)
+    return [
+        alias.name
+        for alias in aliases.listed(state)
+        if any(names & models.names_of(each) for each in alias.models)
+    ]
 
 
 def _with(

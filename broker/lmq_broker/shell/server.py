@@ -17,7 +17,6 @@ from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, 
 from lmq_broker.core.machine import step
 from lmq_broker.core.reads import ReadReply, ReadRequest
 from lmq_broker.core.records import Record
-from lmq_broker.core.settings import TaskDefaults
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import (
     DefaultsChanged,
@@ -70,7 +69,7 @@ class Server:
         *,
         free_floor_bytes: int,
         payload_cache_bytes: int,
-        reread_defaults: Callable[[], dict[str, TaskDefaults] | str],
+        reread_defaults: Callable[[], DefaultsChanged | str],
         announce: Callable[[str], None],
     ) -> None:
         self._door = door
@@ -394,7 +393,7 @@ class Server:
             self._announce(f"Error: {found}; the old settings stay")
         else:
             self._problem = ""
-            self._step(DefaultsChanged(found), now)
+            self._step(found, now)
 
     def _stop(self, now: Now) -> None:
         """Take no more, tell the peers, finish the commit. Running jobs go on and report to the next broker."""

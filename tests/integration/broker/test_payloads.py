@@ -73,7 +73,7 @@ class Shell:
         journal = SimpleNamespace(ask=lambda question, after: self.asked.append(question), poll=self._poll)
         self.server = Server(
             cast(Door, door), cast(Journal, journal), cast(BrokerState, SimpleNamespace(position=1)), Notifier("", 0),
-            0, free_floor_bytes=0, payload_cache_bytes=1000, reread_defaults=dict, announce=print,
+            0, free_floor_bytes=0, payload_cache_bytes=1000, reread_defaults=lambda: "", announce=print,
         )  # fmt: skip
 
     def knows(self, *records: Record) -> None:

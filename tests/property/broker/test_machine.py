@@ -34,10 +34,12 @@ from lmq_proto.messages import (
     Held,
     HostLoad,
     JobFilter,
+    ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
     LoadModel,
+    OrderModel,
     Pause,
     PhaseReport,
     Phases,
@@ -45,6 +47,8 @@ from lmq_proto.messages import (
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     Status,
     Submit,
     Subscribe,
@@ -68,6 +72,7 @@ WORKERS = ["w1", "w2"]
 SETTINGS = Settings(
     jobs_open=8, jobs_open_per_user=6, jobs_kept=3, tombstones=3, events_in_memory=4, events_per_push=3,
     text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000,
+    aliases={"fast": ("m1",)}, orders=3, load_retry_ms=3000,
 )  # fmt: skip
 LeaseKey = tuple[bytes, int, int]
 
@@ -75,7 +80,7 @@ names = st.sampled_from(NAMES)
 some_names = st.lists(names, min_size=1, max_size=3)
 clients = st.sampled_from(CLIENTS)
 workers = st.sampled_from(WORKERS)
-models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"]])
+models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"], ["fast"], ["fast", "m2"]])
 moments = st.sampled_from([0, 1, 100, 1000, 3500, 16_000])
 
 
@@ -149,6 +154,8 @@ class AnyOrder(RuleBasedStateMachine):
     def hears(self, peer: str, message: Any) -> None:
         if isinstance(message, LoadModel | UnloadModel):
             self.commands.append((peer, message.command_id, getattr(message, "model", "")))
+            if isinstance(message, UnloadModel):
+                self.unloads(peer, message.instance_id)
         elif isinstance(message, Subscribed):
             self.cursors[peer, message.subscription_id] = message.cursor
         elif isinstance(message, Events):
@@ -166,6 +173,17 @@ class AnyOrder(RuleBasedStateMachine):
         elif isinstance(message, Finished):
             assert len({end.job_id for end in message.jobs}) == len(message.jobs)
             assert all(end.state in FINAL or end.state == "deleted" for end in message.jobs)
+
+    def unloads(self, name: str, instance_id: str) -> None:
+        """Hold an unload against what was ordered."""
+        worker, orders = self.broker.at(name), self.broker.state.orders
+        here = worker.instances[instance_id]
+        mine = [each for each in orders.values() if each.worker == name and each.model in here.names]
+        assert here.leased == 0, "unloaded under a job"
+        assert not any(each.kind == "pin" for each in mine), "a pinned model was unloaded"
+        assert here.ours or any(each.kind == "unload" for each in mine), (
+            "it is not ours, and nobody asked for it"
+        )
 
     def says(self, name: str, message: Any, body: bytes = b"") -> None:
         """Let a message come in; every other time the turn ends behind it."""
@@ -410,6 +428,28 @@ class AnyOrder(RuleBasedStateMachine):
                 who, Pause(request_id=self.number(), noun=noun, name=name, for_ms=3000, now=what == "now")
             )
 
+    @rule(who=clients, name=workers, kind=st.sampled_from(["load", "unload", "pin", "pin", "unpin"]),
+          model=st.sampled_from(["m1", "m2", "fast", "i3"]), everywhere=st.booleans(),
+          for_ms=st.sampled_from([0, 0, 2000]))  # fmt: skip
+    def orders(self, who: str, name: str, kind: str, model: str, everywhere: bool, for_ms: int) -> None:
+        """Somebody wants a model loaded, unloaded or kept."""
+        where = "" if everywhere and kind in ("unload", "unpin") else name
+        self.says(
+            who, OrderModel(request_id=self.number(), kind=kind, model=model, worker=where, for_ms=for_ms)
+        )
+
+    @rule(who=clients, stands_for=st.sampled_from([[], ["m1"], ["m2"], ["m2", "m1"]]), reset=st.booleans(),
+          default=st.sampled_from([None, "", "m1", "fast"]))  # fmt: skip
+    def renames(self, who: str, stands_for: list[str], reset: bool, default: str | None) -> None:
+        """Somebody changes what names stand for."""
+        if default is None:
+            self.says(who, SetAlias(request_id=self.number(), name="fast", models=stands_for, reset=reset))
+        else:
+            self.says(
+                who,
+                SetDefaultModel(request_id=self.number(), task_type="chat", model=default, reset=reset),
+            )
+
     @rule(who=clients, name=names)
     def looks(self, who: str, name: str) -> None:
         for message in (
@@ -417,6 +457,7 @@ class AnyOrder(RuleBasedStateMachine):
             Why(request_id=self.number(), job_id=job_id(name)),
             ListQueues(request_id=self.number()),
             ListWorkers(request_id=self.number()),
+            ListModels(request_id=self.number()),
             Health(request_id=self.number()),
         ):
             self.says(who, message)

@@ -182,7 +182,10 @@ class Blfq:
         if not roomy and not self._may_load:
             return None
         self._placing.begin(now.mono_ms)
-        waiting: WakeAt | None = None
+        decision = self._placing.carry_out(fleet)
+        if decision is not None and not isinstance(decision, WakeAt):
+            return decision
+        waiting = decision
         for pool in self._pools.values():
             for band in self._in_turn(pool):
                 if not band.waits:

@@ -1,23 +1,28 @@
 """Which model goes where, and who waits meanwhile: between the flow whose turn it is and the model that is loaded.
 
 The loaded model is preferred to the fair choice within a budget of service and of time, and never further than a hard
-lead. A model that must go is drained first; one that something runs on, or that lmq did not load, is never evicted.
+lead. A model that must go is drained first; one that something runs on, that is pinned, or that lmq did not load, is
+never evicted. What people ordered comes before all that.
 """
 
+import math
 from collections.abc import Iterable
 
 import msgspec
 
 from lmq_broker.core.models import names_of
-from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt
+from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs
 from lmq_broker.core.policies.engines import Engines
 from lmq_broker.core.policies.lanes import Head, Lane, Pool
 from lmq_broker.core.policies.ledger import Band
+from lmq_broker.core.policies.ordered import Ordered, meant
 from lmq_broker.core.policies.places import Places, is_open, room
 from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, Worker
+from lmq_broker.core.state import Instance, OrderKey, Worker
+from lmq_broker.core.trust import trust_of
+from lmq_proto.messages import Order
 
 _HOT_LOADS = 2.5
 """More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
@@ -41,6 +46,7 @@ class Placing:
         self._costs = costs
         self._engines = engines
         self.memory = Memory()
+        self._ordered = Ordered()
         self._bypasses: dict[tuple[str, int], Bypass] = {}
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
@@ -63,21 +69,76 @@ class Placing:
             wanted: set[str] = set()
             for each in places:
                 wanted |= each.names
-            for name in [name for name, swap in self._swaps.items() if not swap.names & wanted]:
-                del self._swaps[name]
+            for name, swap in list(self._swaps.items()):
+                if swap.order is None and not swap.names & wanted:
+                    del self._swaps[name]
 
     def look_at(self, fleet: Fleet, now_ms: int) -> None:
         """Take in that workers, their models, or what is asked of them have changed."""
         for worker in fleet.workers.values():
             self.memory.note(worker, now_ms)
+        self._ordered.look_at(fleet)
         for name in list(self._swaps):
             worker_or_none = fleet.workers.get(name)
             swap = self._swaps[name]
             if worker_or_none is None or worker_or_none.peer is None:
                 del self._swaps[name]
+            elif swap.order is not None:
+                if not self._ordered.is_unmet(swap.order):
+                    del self._swaps[name]
             elif any(each.names & swap.names for each in worker_or_none.instances.values()):
                 self._end_swap(name)
         self._engines.forget_others(fleet)
+
+    def carry_out(self, fleet: Fleet) -> Decision | None:
+        """Load what is ordered to be there, unload what is ordered to go; at each worker one thing after another."""
+        waiting: WakeAt | None = None
+        begun: set[str] = set()
+        for key, order, worker in self._ordered.unmet(fleet):
+            if worker.name in begun:
+                continue
+            decision = self._carry_out(key, order, worker)
+            if isinstance(decision, WakeAt):
+                waiting = sooner(waiting, decision)
+            elif decision is not None:
+                return decision
+            swap = self._swaps.get(worker.name)
+            if swap is not None and swap.order == key:
+                begun.add(worker.name)
+        return waiting
+
+    def _carry_out(self, key: OrderKey, order: Order, worker: Worker) -> Decision | None:
+        """Take the next step of an order."""
+        swap = self._swaps.get(worker.name)
+        if swap is not None and swap.order != key:
+            swap = None
+        if order.kind == "unload":
+            return self._drain_for(key, order, worker, swap, meant(worker, order))
+        again_ms = worker.refused_loads.get(order.model, 0)
+        victims = self.memory.victims(worker, order.model, {}, self._ordered.pinned(worker))
+        if victims is None or again_ms > self._now_ms:
+            if swap is not None:
+                # Nobody is to wait for what cannot be done now.
+                del self._swaps[worker.name]
+            return WakeAt(again_ms) if again_ms > self._now_ms else None
+        if not victims:
+            return Load(worker, order.model, order.by, swap.since_ms if swap is not None else 0)
+        # Whom to drain is chosen once: what runs least changes from moment to moment.
+        chosen = swap.victims if swap is not None else frozenset()
+        still_there = [each for each in worker.instances.values() if each.id in chosen]
+        return self._drain_for(key, order, worker, swap, still_there or victims)
+
+    def _drain_for(
+        self, key: OrderKey, order: Order, worker: Worker, swap: Swap | None, victims: list[Instance]
+    ) -> Decision | None:
+        """Let nothing more start on what has to go for an order, and unload what has fallen idle."""
+        ids = frozenset(each.id for each in victims)
+        if swap is None or swap.victims != ids:
+            since_ms = self._now_ms if swap is None else swap.since_ms
+            self._swaps[worker.name] = Swap(
+                ids, order.model, frozenset(), -1, -math.inf, since_ms, order.by, key
+            )
+        return self._go_on(worker, victims)
 
     def _end_swap(self, worker: str) -> None:
         swap = self._swaps.pop(worker)
@@ -139,23 +200,30 @@ class Placing:
             return None
         best: tuple[float, Worker, str, list[Instance]] | None = None
         wake_ms = 0
+        looked_at = ""
         for worker, model in homes:
-            if not is_open(worker, fleet):
+            if not is_open(worker, fleet) or worker.name == looked_at:
                 continue
-            if worker.loading:
-                if names_of(worker.loading) & places.names:
+            swap = self._swaps.get(worker.name)
+            coming = swap.model if swap is not None and swap.order is not None else worker.loading
+            if coming:
+                if names_of(coming) & places.names:
                     return None
                 continue
             again_ms = worker.refused_loads.get(model, 0)
             if again_ms > self._now_ms:
                 wake_ms = min(wake_ms or again_ms, again_ms)
                 continue
-            victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet))
+            pinned = self._ordered.pinned(worker)
+            victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet), pinned)
             if victims is None:
                 continue
+            # The best of what would do there; the others are for when it cannot be loaded.
+            looked_at = worker.name
             start_ms = self.memory.load_ms(worker, model) + max(
                 (self._drain_ms(each) for each in victims), default=0.0
             )
+            start_ms /= trust_of(worker, self._now_ms)
             if best is None or start_ms < best[0]:
                 best = (start_ms, worker, model, victims)
         if best is None:
@@ -166,7 +234,9 @@ class Placing:
             return None
         swap = self._swaps.get(worker.name)
         if not victims:
-            return Load(worker, model) if swap is None or swap.names & places.names else None
+            if swap is None:
+                return Load(worker, model, head[4].user)
+            return Load(worker, model, swap.user, swap.since_ms) if swap.names & places.names else None
         if swap is not None:
             return self._go_on(worker, victims)
         return self._contest(head, heads, band, worker, model, victims, load_ms, fleet)
@@ -207,6 +277,7 @@ class Placing:
             band.index,
             head[0],
             self._now_ms,
+            head[4].user,
         )
         return self._go_on(worker, victims)
 
@@ -222,11 +293,19 @@ class Placing:
         )
 
     def _go_on(self, worker: Worker, victims: list[Instance]) -> Decision | None:
-        """Unload what has fallen idle for a swap."""
+        """Unload what has fallen idle for a swap; what did not go when it was told to is left alone for a while."""
         if worker.loading:
             return None
-        idle = next((each for each in victims if not each.leased), None)
-        return None if idle is None else Unload(worker, idle)
+        swap = self._swaps[worker.name]
+        waiting: WakeAt | None = None
+        for each in victims:
+            again_ms = worker.refused_loads.get(each.id, 0)
+            if each.leased:
+                continue
+            if again_ms <= self._now_ms:
+                return Unload(worker, each, swap.user, swap.since_ms, swap.order is not None)
+            waiting = sooner(waiting, WakeAt(again_ms))
+        return waiting
 
     def _may_pass(self, head: Head, band: Band, instance: Instance, contest: Contest) -> bool:
         """Tell whether a job may start though a flow whose turn it is waits for another model here."""
