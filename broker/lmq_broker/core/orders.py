@@ -288,10 +288,12 @@ def _why_not(state: BrokerState, given: Order, now: Now) -> str:
     if given.kind == "pin" and worker.name in state.worker_holds:
         return "the worker is held"
     if given.kind == "unload":
-        return f"waits for {sum(each.leased for each in there)} jobs to end"
+        busy = sum(each.leased for each in there)
+        return f"waits for {busy} job{'s' if busy != 1 else ''} to end"
     again_ms = worker.refused_loads.get(given.model, 0) - now.mono_ms
     if again_ms > 0:
         return "it could not be loaded" + (
             f"; next try in {again_ms // 1000} s" if again_ms < bounds.DAY_MS else ""
         )
-    return f"waits for room; {len(worker.leases)} jobs run there"
+    busy = len(worker.leases)
+    return f"waits for room; {busy} job{'s run' if busy != 1 else ' runs'} there"
