@@ -162,6 +162,24 @@ def test_room_is_made_as_for_a_job_and_no_running_job_is_killed() -> None:
     assert ended(broker) == ("load", "done", "")
 
 
+def test_what_is_drained_for_an_order_stays_the_same_while_all_are_busy() -> None:
+    jobs = [running(name, task_type="chat", models=["m1"]) for name in ("a", "b", "c")]
+    jobs += [running(name, task_type="chat", models=["m2"]) for name in ("d", "e")]
+    broker = a_fleet(loaded("m1", slots=4), loaded("m2", slots=4), jobs=jobs, room=2)
+    order(broker, "load", "m3")
+    broker.turn()
+    for name in ("a", "b"):
+        broker.reports("w1", name, "complete")
+    broker.submit("ann", *(spec(name, task_type="chat", models=["m1", "m2"]) for name in ("f", "g")))
+    broker.turn()
+    assert {broker.job(name).model for name in ("f", "g")} == {"m1"}, "m2 is drained though m1 has run less"
+    broker.reports("w1", "d", "complete")
+    assert told(broker.turn()) == []
+    for name in ("c", "f", "g"):
+        broker.reports("w1", name, "complete")
+    assert told(broker.turn()) == ["unload m1"], "it is idle, and m2 is not"
+
+
 def test_a_load_that_fails_ends_and_is_told() -> None:
     broker = a_fleet()
     order(broker, "load", "m1")

@@ -123,10 +123,11 @@ class Placing:
             return WakeAt(again_ms) if again_ms > self._now_ms else None
         if not victims:
             return Load(worker, order.model, order.by, swap.since_ms if swap is not None else 0)
-        # Whom to drain is chosen once: what runs least changes from moment to moment.
-        chosen = swap.victims if swap is not None else frozenset()
-        still_there = [each for each in worker.instances.values() if each.id in chosen]
-        return self._drain_for(key, order, worker, swap, still_there or victims)
+        if swap is not None and any(each.leased for each in victims):
+            # What runs least changes from moment to moment: whoever is being drained goes, unless another is idle.
+            chosen = [each for each in worker.instances.values() if each.id in swap.victims]
+            victims = chosen or victims
+        return self._drain_for(key, order, worker, swap, victims)
 
     def _drain_for(
         self, key: OrderKey, order: Order, worker: Worker, swap: Swap | None, victims: list[Instance]
