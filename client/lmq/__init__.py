@@ -60,7 +60,9 @@ if TYPE_CHECKING:
         WrongState,
     )
     from lmq.results import (
+        Alias,
         ChatResult,
+        DefaultModel,
         EmbedResult,
         ErrorInfo,
         Event,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
         JobStatus,
         Json,
         ModelView,
+        Order,
         Outcome,
         Piece,
         Progress,
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FINAL",
     "OPEN",
+    "Alias",
     "AsyncClient",
     "AsyncEmbedJob",
     "AsyncEventStream",
@@ -104,6 +108,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "CursorExpired",
+    "DefaultModel",
     "DiskFull",
     "Draft",
     "EmbedJob",
@@ -134,6 +139,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "NotReachable",
+    "Order",
     "Outcome",
     "PartlyRefused",
     "Phase",
@@ -179,9 +185,9 @@ _WHERE = {
     "lmq_proto.events": ("Kind",),
     "lmq_proto.states": ("FINAL", "OPEN", "Phase", "State"),
     "lmq.results": (
-        "ChatResult", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold", "InstanceInfo", "JobStatus", "Json",
-        "ModelView", "Outcome", "Piece", "Progress", "QueueSize", "QueueView", "Reason", "Restart", "Tick", "Usage",
-        "Why", "WorkerState", "WorkerView",
+        "Alias", "ChatResult", "DefaultModel", "EmbedResult", "ErrorInfo", "Event", "HealthReply", "Hold",
+        "InstanceInfo", "JobStatus", "Json", "ModelView", "Order", "Outcome", "Piece", "Progress", "QueueSize",
+        "QueueView", "Reason", "Restart", "Tick", "Usage", "Why", "WorkerState", "WorkerView",
     ),
 }  # fmt: skip
 """Where the names lie that are neither here nor, as all others, in `lmq.errors`."""

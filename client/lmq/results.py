@@ -12,11 +12,14 @@ import msgspec
 from lmq_proto import ids, states
 from lmq_proto.errors import ErrorInfo, Field, ProtocolError
 from lmq_proto.messages import (
+    Alias,
+    DefaultModel,
     HealthReply,
     Hold,
     InstanceInfo,
     JobView,
     ModelView,
+    Order,
     Progress,
     QueueSize,
     QueueView,
@@ -28,7 +31,9 @@ from lmq_proto.messages import (
 )
 
 __all__ = [
+    "Alias",
     "ChatResult",
+    "DefaultModel",
     "EmbedResult",
     "ErrorInfo",
     "Event",
@@ -38,6 +43,7 @@ __all__ = [
     "JobStatus",
     "Json",
     "ModelView",
+    "Order",
     "Outcome",
     "Piece",
     "Progress",

@@ -48,7 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("jobs", "tail", "Follow everything that happens."),
     "queues": Entry("nouns", "queues", "Queues: list, show, pause, resume, drain."),
     "workers": Entry("nouns", "workers", "Workers: list, show, pause, resume, drain."),
-    "models": Entry("nouns", "models", "Models: list, show."),
+    "models": Entry("nouns", "models", "Models: list, show, load, unload, pin, name."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),
     "backup": Entry("nouns", "backup", "Copy the journal while the broker runs."),

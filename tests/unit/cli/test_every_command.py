@@ -32,6 +32,7 @@ MINIMAL: dict[str, list[str] | None] = {
     "submit": ["echo", "{}"], "show": [ID_A], "why": [ID_A], "logs": [ID_A], "stream": [ID_A], "result": [ID_A],
     "wait": [ID_A], "cancel": [ID_A], "retry": [ID_A], "delete": [ID_A], "update": [ID_A, "--priority", "8"],
     "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"],
+    "load": ["x", "--on", "w"], "unload": ["x"], "pin": ["x", "--on", "w"], "unpin": ["x"], "unalias": ["x"],
 }  # fmt: skip
 
 
