@@ -162,6 +162,25 @@ def in_the_way(state: BrokerState, worker: Worker) -> Order | None:
     return pins[0] if pins and limit is not None and len(pins) >= limit else None
 
 
+def unloading(state: BrokerState, worker: Worker, instances: list[Instance]) -> Order | None:
+    """Return an order by which all of these are to go; None: one of them stays."""
+    found = None
+    for each in instances:
+        found = next(
+            (
+                order
+                for order in state.orders.values()
+                if order.kind == "unload"
+                and order.worker == worker.name
+                and each in meant(worker, order.model)
+            ),
+            None,
+        )
+        if found is None:
+            return None
+    return found
+
+
 def _check_room(state: BrokerState, worker: Worker, model: str) -> None:
     """Raise NoRoom if what has to stay at a worker fills it: other pins, and what lmq did not load."""
     limit = worker.capacity.models_max
@@ -173,14 +192,8 @@ def _check_room(state: BrokerState, worker: Worker, model: str) -> None:
         if order.kind == "pin" and order.worker == worker.name and not _related(order.model, model)
     }
     kept = pinned(state, worker)
-    leaving = {
-        each.id
-        for order in state.orders.values()
-        if order.kind == "unload" and order.worker == worker.name
-        for each in meant(worker, order.model)
-    }
     for each in worker.instances.values():
-        if not each.ours and each.id not in kept | leaving:
+        if not each.ours and each.id not in kept and unloading(state, worker, [each]) is None:
             staying[each.id] = None
     if len(staying) >= limit:
         raise NoRoom(model, worker.name, limit, list(staying))

@@ -185,8 +185,14 @@ def _why_not_here(
         for instance in worker.instances.values()
         if not names or not instance.names or names & instance.names
     ]
-    if any(models.suits(instance.kind, job.task_type) for instance in named):
-        return None
+    fitting = [instance for instance in named if models.suits(instance.kind, job.task_type)]
+    if fitting:
+        unload = orders.unloading(state, worker, fitting)
+        if unload is None:
+            return None
+        text = f"{worker.name} unloads {unload.model}, as {unload.by} ordered"
+        facts: dict[str, Field] = {"worker": worker.name, "model": unload.model, "by": unload.by}
+        return [Reason(code="unloading", text=text, fields=facts)]
     if worker.loading:
         text = f"{worker.name} is loading {worker.loading}"
         return [Reason(code="loading", text=text, fields={"worker": worker.name, "model": worker.loading})]

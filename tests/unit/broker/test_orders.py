@@ -266,6 +266,8 @@ def test_a_model_is_drained_then_unloaded_also_if_lmq_did_not_load_it() -> None:
     effects = broker.turn(1)
     assert (told(effects), started(effects, "w1")) == ([], [])
     assert shown(broker)[0].note == "waits for 1 job to end"
+    reply = sent(broker.says("ann", Why(request_id=8, job_id=job_id("b"))), "ann", WhyReply)[0]
+    assert (reply.reasons[0].code, reply.reasons[0].text) == ("unloading", "w1 unloads m1, as ann ordered")
     broker.reports("w1", "a", "complete")
     effects = broker.turn(1)
     assert (told(effects), started(effects, "w1")) == (["unload m1"], [])

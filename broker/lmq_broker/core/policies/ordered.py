@@ -34,6 +34,11 @@ class Ordered:
         """Return the instances of a worker that are pinned there."""
         return self._pinned.get(worker.name, frozenset())
 
+    @property
+    def has_unmet(self) -> bool:
+        """Tell whether there is anything to be carried out."""
+        return bool(self._unmet)
+
     def is_unmet(self, key: OrderKey) -> bool:
         """Tell whether an order is still to be carried out."""
         return key in self._unmet

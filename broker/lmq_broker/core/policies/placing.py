@@ -92,6 +92,8 @@ class Placing:
 
     def carry_out(self, fleet: Fleet) -> Decision | None:
         """Load what is ordered to be there, unload what is ordered to go; at each worker one thing after another."""
+        if not self._ordered.has_unmet:
+            return None
         waiting: WakeAt | None = None
         begun: set[str] = set()
         for key, order, worker in self._ordered.unmet(fleet):
