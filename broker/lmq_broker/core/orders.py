@@ -294,6 +294,8 @@ def _why_not(state: BrokerState, given: Order, now: Now) -> str:
     there = meant(worker, given.model)
     if there and given.kind != "unload":
         return ""
+    if not worker.capacity.may_load:
+        return "the worker loads and unloads no models any more"
     if worker.capacity.breaker is not None:
         return f"its endpoint fails: {worker.capacity.breaker.reason}"
     if worker.loading:

@@ -388,6 +388,22 @@ def test_a_pinned_model_is_brought_there_and_again_when_it_is_gone() -> None:
     assert told(broker.turn()) == ["load m2"]
 
 
+def test_a_pin_ends_the_drain_that_was_to_evict_its_model() -> None:
+    jobs = [
+        running("a", task_type="chat", models=["m1"]),
+        ready("b", user="tom", task_type="chat", models=["m2"]),
+    ]
+    broker = a_fleet(loaded("m1", slots=2), jobs=jobs)
+    broker.pass_time(60_000, hearing=["w1", "ann", "tom"])
+    broker.submit("ann", spec("c", task_type="chat", models=["m1"]))
+    assert not started(broker.turn(), "w1"), "m1 is drained for m2"
+    order(broker, "pin", "m1")
+    assert started(broker.turn(), "w1") == ["c"]
+    for name in ("a", "c"):
+        broker.reports("w1", name, "complete")
+    assert told(broker.pass_time(60_000, hearing=["w1", "ann", "tom"])) == []
+
+
 def test_of_two_models_the_one_that_is_not_pinned_makes_room() -> None:
     broker = a_fleet(loaded("m1"), loaded("m2"), room=2)
     order(broker, "pin", "m1")
@@ -433,6 +449,26 @@ def test_while_a_pin_cannot_be_loaded_nobody_waits_for_it() -> None:
     broker.at("w1").refused_loads["m2"] = broker.mono_ms + 30_000
     broker.reports("w1", "a", "complete")
     assert started(broker.turn(1), "w1") == ["b"]
+
+
+def test_a_worker_that_came_back_without_loading_says_so() -> None:
+    broker = a_fleet(loaded("m1"))
+    order(broker, "pin", "m1")
+    broker.worker(idle("w1", instances=[], catalog=CATALOG, request_id=2))
+    assert told(broker.turn()) == []
+    assert shown(broker)[0].note == "the worker loads and unloads no models any more"
+
+
+def test_a_model_that_was_ruled_out_may_be_loaded_again_once_it_was_seen() -> None:
+    broker = a_fleet(jobs=[ready("a", task_type="chat", models=["m1"], delay_ms=9000)])
+    broker.submit("ann", spec("b", task_type="chat", models=["m1"]))
+    assert told(broker.turn()) == ["load m1"]
+    done(broker, code="model_not_found")
+    has(broker, loaded("m1", ours=False))
+    assert started(broker.turn(), "w1") == ["b"]
+    broker.reports("w1", "b", "complete")
+    has(broker)
+    assert told(broker.pass_time(10_000, hearing=["w1", "ann"])) == ["load m1"]
 
 
 def test_a_pinned_copy_that_somebody_else_loaded_will_do() -> None:
@@ -565,3 +601,18 @@ def test_only_an_admin_orders(role: str) -> None:
     broker = a_fleet()
     broker.role("ann", role)
     assert error(order(broker, "load", "m1")).code == "not_allowed"
+
+
+def test_a_drain_whose_victim_turns_out_not_to_be_ours_is_given_up() -> None:
+    jobs = [
+        running("a", task_type="chat", models=["m1"]),
+        ready("b", user="tom", task_type="chat", models=["m2"]),
+    ]
+    broker = a_fleet(loaded("m1", slots=2), jobs=jobs)
+    broker.pass_time(60_000, hearing=["w1", "ann", "tom"])
+    broker.submit("ann", spec("c", task_type="chat", models=["m1"]))
+    assert not started(broker.turn(), "w1"), "m1 is drained for m2"
+    has(broker, loaded("m1", slots=2, ours=False))
+    broker.turn()
+    broker.turn(1000)
+    assert broker.job("c").lease is not None

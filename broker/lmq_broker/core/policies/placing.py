@@ -86,6 +86,9 @@ class Placing:
             elif swap.order is not None:
                 if not self._ordered.is_unmet(swap.order):
                     del self._swaps[name]
+            elif swap.victims & self._ordered.pinned(worker_or_none):
+                # What was to go stays after all, and works meanwhile.
+                self._end_swap(name)
             elif any(each.names & swap.names for each in worker_or_none.instances.values()):
                 self._end_swap(name)
         self._engines.forget_others(fleet)
@@ -220,6 +223,8 @@ class Placing:
             pinned = self._ordered.pinned(worker)
             victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet), pinned)
             if victims is None:
+                if swap is not None and swap.names & places.names:
+                    self._end_swap(worker.name)
                 continue
             # The best of what would do there; the others are for when it cannot be loaded.
             looked_at = worker.name
