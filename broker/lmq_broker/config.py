@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from lmq_broker.core.limiting import check
 from lmq_broker.core.models import ANY, normal
 from lmq_broker.core.settings import (
     BANDS,
@@ -22,11 +23,13 @@ from lmq_broker.core.settings import (
     TaskDefaults,
 )
 from lmq_proto import bounds
+from lmq_proto.errors import BadField
+from lmq_proto.messages import Limit
 
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "rates", "aliases")
+_TABLES = ("tasks", "bands", "weights", "rates", "aliases", "limits")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
 _WEIGHT_MAX = 1000
@@ -46,6 +49,41 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_s: float | None = None
     model: str | None = None
     """For jobs that name none; chat, complete, embed and bulk_embed only."""
+    expected_s: float | None = None
+    """Of own tasks: how long one is thought to take, until some have ended."""
+
+
+class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[broker.limits]]`: how much may run, wait, or begin in a while, until a command says otherwise."""
+
+    of: str
+    value: float
+    user: str = ""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    resource: str = ""
+    per_s: float = 0.0
+    burst: float = 0.0
+    refuse: bool = False
+
+    def limit(self) -> Limit:
+        """Return it as the core knows it.
+
+        Raises:
+            ConfigError: it says nothing, or too much.
+        """
+        limit = Limit(
+            of=self.of, value=self.value, user=self.user, queue=self.queue, task_type=self.task_type,
+            model=self.model, worker=self.worker, resource=self.resource, per_ms=int(self.per_s * 1000),
+            burst=self.burst, refuse=self.refuse,
+        )  # fmt: skip
+        try:
+            check(limit)
+        except BadField as error:
+            raise ConfigError(f"limits: {error.message}") from error
+        return limit
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,16 +100,18 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     log_format: str = "plain"
     """`plain` or `json`."""
-    policy: str = "strict"
-    """Who runs next: `strict` (priority, then arrival) or `blfq` (fair shares between users within bands)."""
+    policy: str = "blfq"
+    """Who runs next: `blfq` (fair shares between users within bands) or `strict` (priority, then arrival)."""
     bands: tuple[BandSettings, ...] = BANDS
-    """Strict groups of priorities, from the strictest on (blfq)."""
+    """Strict groups of priorities, from the strictest on."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
     aliases: dict[str, list[str]] = {}
     """Name -> models that it stands for, best first: `[broker.aliases] fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]`."""
+    limits: list[LimitConfig] = []
+    """How much may run, wait, or begin in a while; `lmq limits set` changes it at run time."""
     open_role: str = "admin"
     """Open mode: the role of local peers, `admin` or `user`."""
     free_floor_bytes: int = 128 * 1024 * 1024
@@ -83,6 +123,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs_open: int = 2_000_000
     jobs_open_per_user: int = 1_000_000
     jobs_kept: int = 1_000_000
+    usage_days: int = 731
+    """How long the daily sums of `lmq usage` are kept."""
+    usage_rows: int = 5000
+    """Sums (user, model, task type) that one day gets; what comes beyond is summed up together."""
     seed: int = 0
     """Of the broker's chance (backoff jitter); 0: from the system."""
     tasks: dict[str, TaskConfig] = {}
@@ -92,8 +136,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Settings(
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
-            task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
+            usage_days=self.usage_days, usage_rows=self.usage_rows, task_defaults=self.task_defaults(),
+            bands=self.bands, weights=self.weights, rates=self.rates,
             aliases={name: tuple(models) for name, models in self.aliases.items()},
+            limits=tuple(each.limit() for each in self.limits),
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -108,6 +154,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
                 model=given.model or "",
+                expected_ms=base.expected_ms if given.expected_s is None else int(given.expected_s * 1000),
             )
         return merged
 
@@ -204,6 +251,9 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
+    for name in ("usage_days", "usage_rows"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} = {getattr(config, name)}: allowed is 1 or more")
     lowest = [band.lowest for band in config.bands]
     if (
         not lowest
@@ -225,6 +275,8 @@ def _check(config: BrokerConfig) -> None:
     for model, rates in config.rates.items():
         if min(rates.prompt_ms, rates.output_ms) < 0:
             raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")
+    for each in config.limits:
+        each.limit()
     for name, task in config.tasks.items():
         if task.priority is not None and not 0 <= task.priority <= bounds.PRIORITY_MAX:
             raise ConfigError(

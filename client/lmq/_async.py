@@ -31,12 +31,14 @@ from lmq.results import (
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
     WorkerState,
     WorkerView,
 )
@@ -285,6 +287,23 @@ class AsyncClient(Face):
     async def health(self) -> HealthReply:
         return await self._ask(_commands.health())
 
+    async def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        ask = _commands.usage(since, until, by, user)
+        pages = [await self._ask(ask)]
+        while pages[-1].more:
+            pages.append(await self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    async def metrics(self, *, users: bool = False) -> str:
+        return await self._ask(_commands.metrics(users))
+
     async def backup(self, path: str) -> BackupDone:
         return await self._ask(_commands.backup(path))
 
@@ -304,6 +323,24 @@ class AsyncClient(Face):
 
     async def resume(self, *, queue: str = "", worker: str = "") -> bool:
         return await self._ask(_commands.resume(queue, worker))
+
+    async def limits(self) -> list[LimitView]:
+        return await self._ask(_commands.limits())
+
+    async def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        return await self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    async def reset_limits(self, name: str = "") -> bool:
+        return await self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+import msgspec
+
 from lmq import results
 from lmq._handle import refusal
 from lmq._payloads import JobMatch, UpdateOptions, id_of, models_of, ms, priority_of
@@ -198,6 +200,40 @@ def health() -> Ask[results.HealthReply]:
     )
 
 
+def usage(
+    since: datetime | None, until: datetime | None, by: str | Sequence[str], user: str
+) -> Ask[results.UsageReply]:
+    """Ask for the first page of the sums."""
+    message = messages.Usage(
+        request_id=0, since_ms=_at_ms(since), until_ms=_at_ms(until), by=[by] if isinstance(by, str) else list(by),
+        user=user,
+    )  # fmt: skip
+    return _usage(message)
+
+
+def usage_after(ask: Ask[results.UsageReply], page: results.UsageReply) -> Ask[results.UsageReply]:
+    """Ask for the page after another."""
+    message = cast(messages.Usage, ask.message)
+    last = page.rows[-1]
+    return _usage(msgspec.structs.replace(message, after=[getattr(last, name) for name in message.by]))
+
+
+def joined(pages: list[results.UsageReply]) -> results.UsageReply:
+    """Return several pages as one."""
+    return msgspec.structs.replace(pages[-1], rows=[row for page in pages for row in page.rows])
+
+
+def _usage(message: messages.Usage) -> Ask[results.UsageReply]:
+    return Ask("the usage", message, lambda reply: cast(messages.UsageReply, reply))
+
+
+def metrics(users: bool) -> Ask[str]:
+    def read(reply: object) -> str:
+        return reply[1].decode() if isinstance(reply, tuple) else ""
+
+    return Ask("the metrics", messages.Metrics(request_id=0, users=users), read)
+
+
 def backup(path: str) -> Ask[messages.BackupDone]:
     return Ask(
         "the backup",
@@ -220,6 +256,33 @@ def drain(queue: str, worker: str, reason: str) -> Ask[bool]:
 def resume(queue: str, worker: str) -> Ask[bool]:
     noun, name = _held(queue, worker)
     return Ask("the resuming", messages.Resume(request_id=0, noun=noun, name=name), _was_changed)
+
+
+def limits() -> Ask[list[results.LimitView]]:
+    return Ask(
+        "the limits",
+        messages.ListLimits(request_id=0),
+        lambda reply: cast(messages.LimitsReply, reply).limits,
+    )
+
+
+def set_limit(
+    of: str, value: float, per_s: float, burst: float, refuse: bool, names: Mapping[str, str]
+) -> Ask[bool]:
+    unknown = names.keys() - _LIMIT_NAMES
+    if unknown:
+        raise TypeError(
+            f"unknown names: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(_LIMIT_NAMES))}"
+        )
+    limit = messages.Limit(of=of, value=value, per_ms=ms(per_s), burst=burst, refuse=refuse, **names)
+    return Ask("the limit", messages.SetLimit(request_id=0, limit=limit), _was_changed)
+
+
+def reset_limits(name: str) -> Ask[bool]:
+    return Ask("the reset", messages.ResetLimits(request_id=0, name=name), _was_changed)
+
+
+_LIMIT_NAMES = frozenset({"user", "queue", "task_type", "model", "worker", "resource"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +386,10 @@ def _held(queue: str, worker: str) -> tuple[str, str]:
 
 def _was_changed(reply: object) -> bool:
     return cast(messages.Done, reply).changed
+
+
+def _at_ms(at: datetime | None) -> int:
+    return 0 if at is None else max(0, int(at.timestamp() * 1000))
 
 
 def _ms_or_none(seconds: float | None) -> int | None:

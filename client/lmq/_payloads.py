@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ class JobOptions(TypedDict, total=False):
     """How long the result stays."""
     session: str
     """Jobs of one session prefer the endpoint that ran the last one."""
+    uses: Sequence[str]
+    """Named resources of your own tasks, at most 4; the name of a worker is one: its endpoint falls idle first."""
     depends_on: Sequence[str | Handle[object]]
 
 
@@ -203,10 +206,11 @@ def embed(
     else:
         each = [options] * len(parts)
     task_type = "embed" if len(parts) == 1 else "bulk_embed"
+    merge = _merge_key(model, extra) if task_type == "embed" else ""
     return [
         _draft(
             task_type, {"input": part, "options": dict(extra or {})}, model, own,
-            max(1, sum(map(len, part)) // CHARS_PER_TOKEN), 0,
+            max(1, sum(map(len, part)) // CHARS_PER_TOKEN), 0, merge,
         )
         for part, own in zip(parts, each, strict=True)
     ]  # fmt: skip
@@ -260,8 +264,20 @@ def new_id() -> bytes:
     return ids.job_id(time.time_ns() // 1_000_000, os.urandom(10))
 
 
+def _merge_key(model: Models, extra: Mapping[str, Json] | None) -> str:
+    """Return what embeddings that may ride in one request have in common: models and options."""
+    alike = pack([list(models_of(model)), sorted((extra or {}).items())])
+    return hashlib.blake2b(alike, digest_size=8).hexdigest()
+
+
 def _draft(
-    task_type: str, payload: Json, model: Models, options: JobOptions, prompt_tokens: int, output_tokens: int
+    task_type: str,
+    payload: Json,
+    model: Models,
+    options: JobOptions,
+    prompt_tokens: int,
+    output_tokens: int,
+    merge: str = "",
 ) -> Draft:
     try:
         packed = pack(payload)
@@ -270,7 +286,7 @@ def _draft(
     if not options:
         spec = JobSpec(
             id=new_id(), task_type=task_type, payload_bytes=len(packed), models=models_of(model),
-            prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+            prompt_tokens=prompt_tokens, output_tokens=output_tokens, merge=merge,
         )  # fmt: skip
         return Draft(spec, packed)
     at = options.get("at")
@@ -292,6 +308,8 @@ def _draft(
         failures=options.get("failures") or 0,
         keep_ms=ms(options.get("keep_s")),
         session=options.get("session") or "",
+        uses=list(options.get("uses") or ()),
+        merge=merge,
         parents=[id_of(parent) for parent in options.get("depends_on") or ()],
     )
     return Draft(spec, packed)

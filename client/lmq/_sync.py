@@ -38,12 +38,14 @@ from lmq.results import (
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
     WorkerState,
     WorkerView,
 )
@@ -404,6 +406,35 @@ class Client(Face):
         """Return how the broker is."""
         return self._ask(_commands.health())
 
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Return what jobs have used, summed by UTC day; the sums stay when the jobs are deleted.
+
+        Args:
+            since: from the day that holds this time; None: from the first day that is kept.
+            until: days that begin before this time; None: up to today.
+            by: what has rows of its own, in the order to sort by: `day`, `user`, `model`, `task_type`; none: one row.
+            user: only this user's; empty: those one may see, all or one's own.
+
+        Raises:
+            NotAllowed: the user is another, and one may not see others.
+        """
+        ask = _commands.usage(since, until, by, user)
+        pages = [self._ask(ask)]
+        while pages[-1].more:
+            pages.append(self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    def metrics(self, *, users: bool = False) -> str:
+        """Return the broker's own measurements in Prometheus' text format; with `users` (admins) those of each user."""
+        return self._ask(_commands.metrics(users))
+
     def backup(self, path: str) -> BackupDone:
         """Copy the journal to a path on the broker's machine."""
         return self._ask(_commands.backup(path))
@@ -435,6 +466,37 @@ class Client(Face):
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a pause or drain; tell whether there was one."""
         return self._ask(_commands.resume(queue, worker))
+
+    def limits(self) -> list[LimitView]:
+        """Return all limits and how much of each is used."""
+        return self._ask(_commands.limits())
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit until it is reset; tell whether it was another before.
+
+        Args:
+            of: `running`, `queued`, `bytes`, the rates `jobs` and `tokens`, or the alerts `depth` and `wait`.
+            value: jobs, bytes, tokens, or for `wait` milliseconds; -1: none, where the broker's file has one.
+            per_s: of a rate: `value` in so many seconds.
+            burst: of a rate: so much at once; 0: `value`.
+            refuse: of a rate: what is over it is refused at submit; otherwise it waits.
+            names: whose jobs it is about: `user` (`*`: each by itself), `queue`, `task_type`, `model`, `worker`,
+                `resource`.
+        """
+        return self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Go back to what the broker's file says of a limit, or of all; tell whether that changed anything."""
+        return self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ TEXT_BYTES = 1024 * 1024
 """Text in one text message."""
 PAGE_JOBS = 1000
 """Jobs in one page of a listing."""
+USAGE_ROWS = 2000
+"""Rows in one page of usage: with names of any length they fit a header."""
 DAY_MS = 86_400_000
 DURATION_MS = 366 * DAY_MS
 """Every delay, expiry, timeout, keep and pause."""

@@ -39,6 +39,10 @@ class Kind(StrEnum):
     DEFAULT_SET = "default_set"
     BREAKER_OPEN = "breaker_open"
     BREAKER_CLOSED = "breaker_closed"
+    LIMIT_SET = "limit_set"
+    LIMIT_RESET = "limit_reset"
+    ALERT_RAISED = "alert_raised"
+    ALERT_CLEARED = "alert_cleared"
     BROKER_STARTED = "broker_started"
     BROKER_STOPPED = "broker_stopped"
 

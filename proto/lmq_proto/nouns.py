@@ -1,6 +1,16 @@
 """Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
 
-from lmq_proto.parts import Alias, DefaultModel, ModelView, Part, QueueView, WorkerView
+from lmq_proto.parts import (
+    Alias,
+    DefaultModel,
+    Limit,
+    LimitView,
+    ModelView,
+    Part,
+    QueueView,
+    UsageRow,
+    WorkerView,
+)
 
 
 class Pause(Part, frozen=True, kw_only=True):
@@ -115,6 +125,34 @@ class OrderModel(Part, frozen=True, kw_only=True):
     """Of a pin; 0: until it is taken back."""
 
 
+class SetLimit(Part, frozen=True, kw_only=True):
+    """Set a limit until it is reset; its name is what it is of and whom it names. Answered by `done`."""
+
+    request_id: int
+    limit: Limit
+
+
+class ResetLimits(Part, frozen=True, kw_only=True):
+    """Go back to what the broker's file says of a limit, or of all of them. Answered by `done`."""
+
+    request_id: int
+    name: str = ""
+    """Empty: all."""
+
+
+class ListLimits(Part, frozen=True, kw_only=True):
+    """Ask for all limits."""
+
+    request_id: int
+
+
+class LimitsReply(Part, frozen=True, kw_only=True):
+    """All limits (to `list_limits`)."""
+
+    request_id: int
+    limits: list[LimitView]
+
+
 class Health(Part, frozen=True, kw_only=True):
     """Ask how the broker is."""
 
@@ -153,6 +191,50 @@ class HealthReply(Part, frozen=True, kw_only=True):
     jobs_open: int = 0
     jobs_open_max: int = 0
     memory_bytes: int = 0
+
+
+class Usage(Part, frozen=True, kw_only=True):
+    """Ask what jobs have used, summed by UTC day: the days that touch `since_ms` up to `until_ms`."""
+
+    request_id: int
+    since_ms: int = 0
+    """0: from the first day kept."""
+    until_ms: int = 0
+    """0: up to now."""
+    by: list[str] = []
+    """What gets rows of its own: `day`, `user`, `model`, `task_type`, in the order to sort by; none: one row."""
+    user: str = ""
+    """Only this user's."""
+    after: list[str] = []
+    """What the last row of the page before was of, in the order of `by`."""
+
+
+class UsageReply(Part, frozen=True, kw_only=True):
+    """A page of sums. `more` tells whether another may follow."""
+
+    request_id: int
+    since_ms: int
+    """Beginning of the first day, of those that could be."""
+    until_ms: int
+    """End of the last day."""
+    rows: list[UsageRow]
+    total: UsageRow
+    """Over all pages."""
+    more: bool = False
+
+
+class Metrics(Part, frozen=True, kw_only=True):
+    """Ask for the broker's own measurements in Prometheus' text format."""
+
+    request_id: int
+    users: bool = False
+    """Those of each user too."""
+
+
+class MetricsReply(Part, frozen=True, kw_only=True):
+    """The body is the text, UTF-8."""
+
+    request_id: int
 
 
 class Backup(Part, frozen=True, kw_only=True):

@@ -34,6 +34,11 @@ class JobSpec(Part, frozen=True, kw_only=True):
     """Charged attempts after which it is dead."""
     keep_ms: int = 0
     session: str = ""
+    """Jobs of one session prefer the endpoint that ran the last of them."""
+    uses: list[str] = []
+    """Named resources it holds while it runs; a worker's name is one: its endpoint is drained first."""
+    merge: str = ""
+    """Jobs with one merge key may ride in one request, each with its own lease, charge and result; empty: alone."""
     parents: list[bytes] = []
     root: bytes = b""
 
@@ -170,6 +175,30 @@ class Hold(Part, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class UsageRow(Part, frozen=True, kw_only=True):
+    """Sums over some days, users, models and task types; of these only what they were asked apart by is named."""
+
+    day: str = ""
+    """UTC, as `2026-11-23`."""
+    user: str = ""
+    model: str = ""
+    task_type: str = ""
+    done: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+    """Of all attempts, the failed ones too, as their workers counted."""
+    wait_p50_ms: int | None = None
+    """From accepted to the first start; None: no job that ended had started."""
+    wait_p95_ms: int | None = None
+    run_p50_ms: int | None = None
+    """From the first start to the end."""
+    run_p95_ms: int | None = None
+
+
 class QueueView(Part, frozen=True, kw_only=True):
     """A queue and how many jobs of it are in each open state."""
 
@@ -194,7 +223,11 @@ class InstanceInfo(Part, frozen=True, kw_only=True):
     kind: str = "llm"
     """`llm`, `embedding` or `any`."""
     slots: int = 1
+    limit_by: str = ""
+    """What keeps `slots` from being more, a word for people."""
     context_tokens: int = 0
+    budget_tokens: int = 0
+    """Tokens that all jobs on it may take together, prompts and answers; 0: each job has a context of its own."""
     ours: bool = False
     """lmq loaded it, so lmq may unload it."""
     variants: list[str] = []
@@ -242,6 +275,43 @@ class Capacity(Part, frozen=True, kw_only=True):
     host: HostLoad | None = None
     notes: list[str] = []
     """What an operator should know about the endpoint, in sentences."""
+
+
+class Limit(Part, frozen=True, kw_only=True):
+    """How much may run, wait, or begin in a while, of the jobs it names; a name left out stands for all."""
+
+    of: str
+    """`running`, `queued` (jobs that wait), `bytes` (of payloads that wait), the rates `jobs` and `tokens`, or the
+    alerts `depth` (jobs that wait) and `wait` (milliseconds that the oldest ready job has waited)."""
+    value: float
+    """-1: none, where the file has one."""
+    user: str = ""
+    """One user, or `*`: each by itself."""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    resource: str = ""
+    per_ms: int = 0
+    """Of a rate: `value` in so long."""
+    burst: float = 0.0
+    """Of a rate: so much at once; 0: `value`."""
+    refuse: bool = False
+    """Of a rate: what is over it is refused at submit; otherwise it waits."""
+
+
+class LimitView(Part, frozen=True, kw_only=True):
+    """A limit as people see it."""
+
+    name: str
+    limit: Limit
+    origin: str
+    """`file` or `command`."""
+    by: str = ""
+    since_ms: int = 0
+    used: float = 0.0
+    used_by: str = ""
+    """Of a limit for each user: who has used most of it."""
 
 
 class WorkerView(Part, frozen=True, kw_only=True):
@@ -353,6 +423,8 @@ class Lease(Part, frozen=True, kw_only=True):
     user: str = ""
     labels: dict[str, str] = {}
     session: str = ""
+    prompt_tokens: int = 0
+    """As its submitter says; a worker that counts more than a quarter more gives the job back with its count."""
 
 
 class Group(Part, frozen=True, kw_only=True):

@@ -118,6 +118,12 @@ def move(state: BrokerState, job: Job, target: State) -> None:
         queue.counts[target] += 1
     queue.changed = True
     job.state = target
+    if target is State.LEASED:
+        state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
+    elif origin is State.LEASED and target in OPEN:
+        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
+    elif target not in OPEN and origin is not State.LEASED:
+        state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
 
 
 def queue_named(state: BrokerState, name: str) -> Queue:

@@ -2,13 +2,26 @@
 
 import msgspec
 
-from lmq_broker.core import aliases, holds, jobs, leases, orders, sessions, trust, views, workers
+from lmq_broker.core import (
+    aliases,
+    holds,
+    jobs,
+    leases,
+    limiting,
+    orders,
+    sessions,
+    trust,
+    usage,
+    views,
+    workers,
+)
 from lmq_broker.core.chronicle import Out, numbers_of, put
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
 from lmq_broker.core.records import MetaSet
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
-from lmq_broker.core.stimuli import DefaultsChanged, Now
+from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
 
 _TICK_MS = 1000
@@ -30,6 +43,7 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         trust.tend(state, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)
@@ -59,12 +73,16 @@ def next_wake(state: BrokerState, now: Now) -> int:
     return wake_ms
 
 
-def change_defaults(state: BrokerState, changed: DefaultsChanged) -> None:
-    """Use other defaults for jobs submitted from now on, and other aliases where no command said otherwise."""
+def change_settings(state: BrokerState, settings: Settings) -> None:
+    """Take over what of the settings may change at run time: defaults of jobs to come, aliases, limits."""
     state.settings = msgspec.structs.replace(
-        state.settings, task_defaults=changed.task_defaults, aliases=changed.aliases
+        state.settings,
+        task_defaults=settings.task_defaults,
+        aliases=settings.aliases,
+        limits=settings.limits,
     )
     aliases.refresh(state)
+    state.limits.change_baseline(settings.limits)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:
@@ -88,6 +106,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     if state.clock_trouble or state.retention_reading or state.disk.trouble == "io":
         return
     jobs.drop_tombstones(state, out, now)
+    usage.drop_old(state, out, now)
     over = len(state.finished) - state.settings.jobs_kept
     if state.host.journal_bytes > state.settings.journal_bytes:
         over = max(over, min(len(state.finished), state.settings.retention_step))

@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases
+from lmq_broker.core import fields, jobs, leases, limiting
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -195,7 +195,7 @@ def _act_on(
         return True
     if past.state == State.DONE:
         raise WrongState(short(job_id), past.state, "dead, cancelled or expired; submit it again instead")
-    _check_room(state, past.user, now)
+    _check_room(state, past, now)
     _retry(state, out, past, now, by=session.who.user)
     return True
 
@@ -209,14 +209,17 @@ def cancel(state: BrokerState, out: Out, job: Job, now: Now, *, by: str) -> None
         leases.stop(state, out, lease, "cancelled", now)
 
 
-def _check_room(state: BrokerState, user: str, now: Now) -> None:
+def _check_room(state: BrokerState, past: StoredJob, now: Now) -> None:
     """Raise LimitReached if one more open job would be too many."""
     limits = state.settings
     if len(state.jobs) >= limits.jobs_open:
         raise full(state, now, "jobs_open", len(state.jobs), limits.jobs_open)
-    mine = state.users_open.get(user, 0)
+    mine = state.users_open.get(past.user, 0)
     if mine >= limits.jobs_open_per_user:
         raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user)
+    over = limiting.refused(state, past.user, past.queue, past.task_type, past.payload_bytes, 1, now)
+    if over is not None:
+        raise over
 
 
 def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) -> None:
@@ -269,8 +272,13 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         queue = state.queues[job.queue]
         queue.counts[job.state] -= 1
         queue.changed = True
+        waits = job.state is not State.LEASED
+        if waits:
+            state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
         job.queue = state.names.setdefault(command.queue, command.queue)
         queue_named(state, job.queue).counts[job.state] += 1
+        if waits:
+            state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if command.priority is not None:
         job.priority = command.priority
     if command.models is not None:
@@ -285,7 +293,8 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         failures_max=terms.failures_max if command.failures is None else max(command.failures, job.failures + 1),
         keep_ms=terms.keep_ms if command.keep_ms is None else command.keep_ms,
         labels=terms.labels if command.labels is None else command.labels,
-        key=terms.key, digest=terms.digest, session=terms.session, parents=terms.parents, root=terms.root,
+        key=terms.key, digest=terms.digest, session=terms.session, uses=terms.uses,
+        merge=terms.merge, parents=terms.parents, root=terms.root,
     )  # fmt: skip
     if job.state is State.READY:
         state.policy.queued(job, now)

@@ -52,14 +52,15 @@ def _check_lease(state: BrokerState, job_id: bytes) -> None:
 
 def _check_workers(state: BrokerState) -> None:
     for worker in state.workers.values():
-        leased: dict[str, int] = {}
+        slots: dict[str, set[int]] = {}
         for lease in worker.leases.values():
-            leased[lease.instance_id] = leased.get(lease.instance_id, 0) + 1
+            slots.setdefault(lease.instance_id, set()).add(id(lease.slot))
             assert lease.stopping or lease.job.lease is lease, (
                 f"{worker.name} holds a lease the job does not know"
             )
+        assert worker.busy == sum(map(len, slots.values())), f"{worker.name}: {worker.busy} slots are busy"
         for instance in worker.instances.values():
-            count = leased.get(instance.id, 0)
+            count = len(slots.get(instance.id, ()))
             assert instance.leased == count, f"{worker.name}/{instance.id}: {instance.leased} is not {count}"
         assert worker.peer is None or worker.peer in state.sessions, f"{worker.name} has no session"
         assert worker.peer is not None or not worker.leases, f"{worker.name} is gone and holds leases"

@@ -3,7 +3,7 @@
 import heapq
 from typing import TypeVar
 
-from lmq_broker.core import readers
+from lmq_broker.core import readers, usage
 from lmq_broker.core.chronicle import (
     Out,
     count_end,
@@ -43,6 +43,8 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
     state.users_open[job.user] = state.users_open.get(job.user, 0) + 1
     if job.expires_at_ms:
         push(state, state.expiries, job.expires_at_ms, job)
+    if job.state is not State.LEASED:
+        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if job.state is State.READY:
         job.ready_since_ms = now.mono_ms
         state.policy.queued(job, now)
@@ -196,6 +198,7 @@ def end(
     else:
         del state.users_open[job.user]
     state.ended[target] = state.ended.get(target, 0) + 1
+    usage.job_ended(state, job, target, now)
     count_end(state, now)
     if job.id in state.followers:
         started_ms = job.started_at_ms or now.wall_ms

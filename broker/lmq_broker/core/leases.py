@@ -2,12 +2,12 @@
 
 import heapq
 
-from lmq_broker.core import fields, jobs, models, readers, trust, workers
+from lmq_broker.core import fields, jobs, models, readers, trust, usage, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
 from lmq_broker.core.settings import ENGINE_TASKS
-from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Worker
+from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Slot, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.codec import cut
@@ -60,7 +60,12 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
         decision = state.policy.decide(view, now)
         if isinstance(decision, Start):
             worker = decision.instance.worker
-            group = Group(leases=[_grant(state, out, job, decision.instance, now) for job in decision.group])
+            slot = Slot(len(decision.group))
+            decision.instance.leased += 1
+            worker.busy += 1
+            group = Group(
+                leases=[_grant(state, out, job, decision.instance, slot, now) for job in decision.group]
+            )
             left -= len(decision.group)
             granted.setdefault(worker.name, []).append(group)
             bodies.setdefault(worker.name, []).extend(
@@ -80,8 +85,8 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
     return now.mono_ms if left <= 0 else wake_ms
 
 
-def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now) -> LeaseMessage:
-    """Lease a ready job to an instance."""
+def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, slot: Slot, now: Now) -> LeaseMessage:
+    """Lease a ready job to a slot of an instance."""
     worker = instance.worker
     move(state, job, State.LEASED)
     job.attempt += 1
@@ -96,12 +101,11 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
     deadline_ms = now.mono_ms + timeout_ms + state.settings.timeout_slack_ms if timeout_ms else 0
     lease = Lease(
         job=job, epoch=state.epoch, attempt=job.attempt, worker=worker.name, instance_id=instance.id,
-        granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position,
+        granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position, slot=slot,
     )  # fmt: skip
     job.lease = lease
     state.policy.started(lease, instance, now)
     worker.leases[job.id, lease.epoch, lease.attempt] = lease
-    instance.leased += 1
     worker.alone = job.past.suspect
     if deadline_ms:
         jobs.push(state, state.deadlines, deadline_ms, lease)
@@ -111,6 +115,7 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
         payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(wanted[: bounds.MODELS]),
         timeout_ms=timeout_ms, failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect,
         user=job.user, labels=job.terms.labels, session=job.terms.session,
+        prompt_tokens=job.prompt_tokens,
     )  # fmt: skip
 
 
@@ -227,6 +232,7 @@ def _end_lease(
     if ended.outcome == "crash":
         trust.crashed(worker, lease.instance_id, now)
     close(state, worker, lease, now, spent)
+    usage.lease_ended(state, lease, ended.model[: bounds.NAME_CHARS], spent, now)
     if lease.stopping:
         is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
         if is_latest and job.lease is None and state.jobs.get(job.id) is job:
@@ -248,6 +254,9 @@ def _end_lease(
     error = fields.put_error_within(
         ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
     )
+    if error.code == "prompt_longer" and ended.outcome == "release":
+        # It is charged, and weighed, by what it is.
+        job.prompt_tokens = max(job.prompt_tokens, spent.prompt_tokens)
     if ended.outcome in ("release", "stopped"):
         release(state, out, job, error, now, wait_ms=wait_ms, alone=error.code == "kv_overflow")
     elif ended.outcome == "crash" and ended.shared:
@@ -265,9 +274,12 @@ def close(
     job = lease.job
     key = (job.id, lease.epoch, lease.attempt)
     if worker is not None and worker.leases.pop(key, None) is not None:
-        instance = worker.instances.get(lease.instance_id)
-        if instance is not None:
-            instance.leased -= 1
+        lease.slot.leases -= 1
+        if not lease.slot.leases:
+            worker.busy -= 1
+            instance = worker.instances.get(lease.instance_id)
+            if instance is not None:
+                instance.leased -= 1
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
     state.policy.ended(lease, spent, now)

@@ -8,11 +8,14 @@ from lmq_broker.core import (
     commands,
     holds,
     leases,
+    limiting,
+    metrics,
     orders,
     readers,
     reasons,
     sessions,
     submit,
+    usage,
     views,
     workers,
 )
@@ -28,13 +31,14 @@ from lmq_broker.core.reads import (
     PayloadReply,
     ReadEvents,
     ReadText,
+    ReadUsage,
     TextReply,
+    UsageSums,
 )  # fmt: skip
 from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Disk, Session, Worker
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -42,6 +46,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -68,18 +73,22 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     OrderModel,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
     SetAlias,
     SetDefaultModel,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -87,6 +96,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Who,
     Why,
 )  # fmt: skip
@@ -108,8 +118,8 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
             sessions.gone(state, stimulus.peer, now)
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
-        case DefaultsChanged():
-            clocks.change_defaults(state, stimulus)
+        case SettingsChanged():
+            clocks.change_settings(state, stimulus.settings)
         case HostFacts():
             state.host = stimulus
         case Stop():
@@ -208,8 +218,18 @@ def _from_client(
             aliases.set_default(state, out, session, message, now)
         case OrderModel():
             orders.order(state, out, session, message, now)
+        case SetLimit():
+            limiting.set_limit(state, out, session, message, now)
+        case ResetLimits():
+            limiting.reset(state, out, session, message, now)
+        case ListLimits():
+            limiting.list_limits(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
+        case Usage():
+            usage.usage(state, out, session, message, now)
+        case Metrics():
+            metrics.metrics(state, out, session, message, now)
         case Backup():
             views.backup(state, out, session, message)
         case Bye():
@@ -271,6 +291,10 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer)
+        case UsageSums():
+            assert isinstance(request, ReadUsage)
+            assert isinstance(command, Usage)
+            usage.loaded(state, out, session, command, request, answer)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -308,9 +332,11 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     """Dispatch, push what is new, journal the turn's events, and say when to wake."""
     unfinished = clocks.tend(state, out, now)
     ask_ms = leases.dispatch(state, out, now)
+    limiting.keep(state, out, now)
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)
+    usage.keep(state, out)
     if state.turn_events:
         put(state, out, EventsAdded(state.turn_events))
         readers.keep_events(state, state.turn_events)

@@ -12,8 +12,12 @@ _EMBEDDING_PREFIX = "text-embedding-"
 
 
 def normal(name: str) -> str:
-    """Return a model name in lower case and without an instance number (`key:2` is `key`)."""
-    name = name.strip().lower()
+    """Return a model name in lower case and without an instance number."""
+    return unnumbered(name.strip().lower())
+
+
+def unnumbered(name: str) -> str:
+    """Return a model name without an instance number (`key:2` is `key`)."""
     head, colon, tail = name.rpartition(":")
     return head if colon and tail.isdigit() else name
 

@@ -5,7 +5,7 @@ from random import Random
 
 import msgspec
 
-from lmq_broker.core import aliases, jobs, readers
+from lmq_broker.core import aliases, jobs, limiting, readers
 from lmq_broker.core.aliases import ALIAS, DEFAULT
 from lmq_broker.core.chronicle import Out, put, tell
 from lmq_broker.core.clocks import LEDGER
@@ -61,6 +61,9 @@ class Memory(msgspec.Struct, frozen=True):
     last_seq: int
     oldest_cursor: int
     last_event_ms: int
+    usage_rows: Iterable[tuple[int, str, str, str]] = ()
+    """Day, user, model and task type of the rows of the latest days."""
+    usage_oldest_day: int = 0
 
 
 def recover(
@@ -75,6 +78,7 @@ def recover(
 ) -> tuple[BrokerState, list[Effect]]:
     """Return the state that a journal stands for, and the records of the new epoch, which must be durable first."""
     meta = memory.meta
+    limits = limiting.restored(settings, meta, now)
     state = BrokerState(
         settings=settings,
         broker_id=meta.get(BROKER_ID, fresh_id),
@@ -82,7 +86,8 @@ def recover(
         software=software,
         secret=meta.get(SECRET, fresh_secret),
         random=Random(seed),
-        policy=POLICIES[settings.policy](settings),
+        limits=limits,
+        policy=POLICIES[settings.policy](settings, limits),
         started_ms=now.mono_ms,
         started_at_ms=now.wall_ms,
         last_number=memory.last_number,
@@ -118,6 +123,9 @@ def recover(
     })  # fmt: skip
     state.finished.update(memory.finished)
     state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
+    state.usage_oldest_day = memory.usage_oldest_day
+    for day, *names in memory.usage_rows:
+        state.usage_rows.setdefault(day, set()).add((names[0], names[1], names[2]))
     for stored in memory.open_jobs:
         _reopen(state, stored, memory, now)
     for key in memory.keys:

@@ -17,18 +17,22 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
     ListWorkers,
     LoadEnded,
+    Metrics,
     OrderModel,
     Pause,
     Phases,
+    ResetLimits,
     Results,
     Resume,
     Retry,
     SetAlias,
     SetDefaultModel,
+    SetLimit,
     Status,
     Submit,
     Subscribe,
@@ -36,6 +40,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -52,8 +57,11 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
@@ -61,7 +69,7 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
 _STEER: frozenset[type[FromPeer]] = frozenset(
-    {Pause, Drain, Resume, Backup, SetAlias, SetDefaultModel, OrderModel}
+    {Pause, Drain, Resume, SetLimit, ResetLimits, Backup, SetAlias, SetDefaultModel, OrderModel}
 )
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {

@@ -3,6 +3,7 @@
 import msgspec
 
 from lmq_proto import bounds
+from lmq_proto.parts import Limit
 
 ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 """Task types with no side effects: their dispatch need not wait for the disk."""
@@ -22,6 +23,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     keep_ms: int = 7 * bounds.DAY_MS
     model: str = ""
     """A model or an alias, for jobs that name none; empty: any will do."""
+    expected_ms: int = 60_000
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 TASK_DEFAULTS: dict[str, TaskDefaults] = {
@@ -43,12 +46,14 @@ class BandSettings(msgspec.Struct, frozen=True):
     """Least share of what stricter bands get, 0..1."""
     patience: float = 3.0
     """How long the loaded model is preferred to the fair choice, in times of a load."""
+    reserve: int = 0
+    """Slots of each instance left free for stricter bands, while these have started jobs within ten minutes."""
 
 
 BANDS = (
     BandSettings("interactive", 7, 0.0, 1.0),
     BandSettings("normal", 4, 0.10, 3.0),
-    BandSettings("background", 0, 0.05, 5.0),
+    BandSettings("background", 0, 0.05, 5.0, 1),
 )
 
 
@@ -62,7 +67,7 @@ class Rates(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
-    policy: str = "strict"
+    policy: str = "blfq"
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
     bands: tuple[BandSettings, ...] = BANDS
     """From the strictest on."""
@@ -76,6 +81,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Model -> rates by which jobs are charged; those of other models are learnt."""
     aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """Name -> models it stands for, where no command says otherwise."""
+    limits: tuple[Limit, ...] = ()
+    """Those of the file, until a command sets others."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 
@@ -92,6 +99,10 @@ class Settings(msgspec.Struct, frozen=True):
     """Aliases by command."""
     orders: int = 1000
     """Loads and unloads that are not done yet, and pins."""
+    usage_rows: int = 5000
+    """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
+    usage_days: int = 731
+    """How long the daily sums are kept."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.histograms import Counts
+from lmq_broker.core.limits import Limits
 from lmq_broker.core.reads import ReadEvents, ReadText
-from lmq_broker.core.records import Past, Terms
+from lmq_broker.core.records import Past, Terms, UsageAdded
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import HostFacts
 from lmq_proto.errors import ErrorInfo
@@ -66,6 +68,12 @@ class Job(msgspec.Struct, gc=False):
     """Monotonic; 0: none."""
 
 
+class Slot(msgspec.Struct):
+    """What one request of an endpoint takes; the leases of a group share it."""
+
+    leases: int = 1
+
+
 class Lease(msgspec.Struct):
     """The right of a worker to one attempt."""
 
@@ -92,6 +100,7 @@ class Lease(msgspec.Struct):
     tokens_per_s: float = 0.0
     published_ms: int = 0
     text: "TextLog | None" = None
+    slot: Slot = msgspec.field(default_factory=Slot)
 
 
 class TextLog(msgspec.Struct):
@@ -126,7 +135,10 @@ class Instance(msgspec.Struct):
     slots: int
     ours: bool
     model: str
+    budget_tokens: int = 0
+    """Of all that runs on it together; 0: no such bound."""
     leased: int = 0
+    """Slots that are taken."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -186,6 +198,8 @@ class Worker(msgspec.Struct):
     """Journal position of its `enlisted`: work and loads are sent after it."""
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)
     leases: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    busy: int = 0
+    """Slots that its leases take, over all instances."""
     alone: bool = False
     """A suspect runs here: nothing else may start, so that its crash is known to be its own."""
     loading: str = ""
@@ -307,6 +321,28 @@ class End(msgspec.Struct, frozen=True, gc=False):
     leased_ms: int
 
 
+class Times(msgspec.Struct):
+    """How long something took, each time."""
+
+    counts: Counts = msgspec.field(default_factory=dict)
+    total_ms: int = 0
+
+
+class Meters(msgspec.Struct):
+    """What has been counted since the start, for `metrics` alone."""
+
+    bands: list[tuple[Times, Times]] = msgspec.field(default_factory=list)
+    """Of each band so far: from accepted to the first start, and from there to the end."""
+    prompt_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    """By model, as are the next two."""
+    output_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    users_engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    loads: dict[str, int] = msgspec.field(default_factory=dict)
+    """By what came of them: `done` or `failed`."""
+    unloads: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class BrokerState(msgspec.Struct):
     """Everything the broker knows."""
 
@@ -318,6 +354,7 @@ class BrokerState(msgspec.Struct):
     """Makes the channel ids of jobs; random, kept in the journal."""
     random: Random
     """The only source of chance: seeded, so that a run can be repeated."""
+    limits: Limits
     policy: "Policy"
     started_ms: int
     started_at_ms: int
@@ -336,7 +373,7 @@ class BrokerState(msgspec.Struct):
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
     users_open: dict[str, int] = msgspec.field(default_factory=dict)
-    shared_terms: dict[tuple[int, int, int], Terms] = msgspec.field(default_factory=dict)
+    shared_terms: dict[tuple[object, ...], Terms] = msgspec.field(default_factory=dict)
     """Terms of jobs that asked for nothing of their own: (timeout, failures, keep) -> one object."""
     model_lists: dict[tuple[str, ...], tuple[str, ...]] = msgspec.field(default_factory=dict)
     """One tuple for each list of models that jobs ask for."""
@@ -385,6 +422,8 @@ class BrokerState(msgspec.Struct):
     # holds: noun -> name -> hold
     queue_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
     worker_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
+    alerts: set[str] = msgspec.field(default_factory=set)
+    """Limits whose alert is raised."""
 
     # models, as people steer them
     aliases_set: dict[str, Alias] = msgspec.field(default_factory=dict)
@@ -414,6 +453,12 @@ class BrokerState(msgspec.Struct):
     host: HostFacts = HostFacts()
     stopping: bool = False
 
+    # usage
+    usage_rows: dict[int, set[tuple[str, str, str]]] = msgspec.field(default_factory=dict)
+    """Day -> (user, model, task type) of the rows it has; of the latest days only."""
+    usage_oldest_day: int = 0
+    """0: there are no sums."""
+
     # work of the turn
     fresh_text: dict[bytes, None] = msgspec.field(default_factory=dict)
     fresh_ends: dict[PeerId, list[End]] = msgspec.field(default_factory=dict)
@@ -421,6 +466,7 @@ class BrokerState(msgspec.Struct):
     awake: list[TextReader] = msgspec.field(default_factory=list)
     """Text readers that came, or were given credit, this turn."""
     unstored_text: dict[bytes, None] = msgspec.field(default_factory=dict)
+    fresh_usage: dict[tuple[int, str, str, str], UsageAdded] = msgspec.field(default_factory=dict)
 
     # counters since the start
     ended: dict[str, int] = msgspec.field(default_factory=dict)
@@ -428,3 +474,4 @@ class BrokerState(msgspec.Struct):
     stale_results: int = 0
     ends_lately: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
     """(monotonic second, jobs ended in it), the last 30 of them."""
+    meters: Meters = msgspec.field(default_factory=Meters)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lmq_broker.core import aliases, contexts, fields, jobs, readers
+from lmq_broker.core import aliases, contexts, fields, jobs, limiting, readers
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -21,7 +21,7 @@ from lmq_broker.core.records import (
     Terms,
 )
 from lmq_broker.core.rights import may_act_for
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, TaskDefaults
 from lmq_broker.core.state import BrokerState, Job, Key, Session
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
@@ -47,6 +47,8 @@ from lmq_proto.messages import (
 from lmq_proto.states import State
 
 _DEFAULTS = TaskDefaults()
+_RESOURCES = 4
+"""That one job may use."""
 
 
 def submit(state: BrokerState, out: Out, session: Session, command: Submit, body: bytes, now: Now) -> None:
@@ -154,6 +156,9 @@ def _refused(
     hold = state.queue_holds.get(queue)
     if hold is not None and hold.kind == "drain":
         return QueueDraining(queue)
+    over = limiting.refused(state, user, queue, spec.task_type, len(payload), adding, now)
+    if over is not None:
+        return over
     wanted = aliases.models_asked(state, spec.task_type, spec.models)
     return aliases.unknown_model(state, wanted) or contexts.never_fits(state, spec, wanted)
 
@@ -187,6 +192,15 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
     if spec.prompt_tokens or spec.output_tokens:
         fields.check_within("prompt_tokens", spec.prompt_tokens, 0, bounds.TOKENS)
         fields.check_within("output_tokens", spec.output_tokens, 0, bounds.TOKENS)
+    if spec.uses:
+        if len(spec.uses) > _RESOURCES:
+            raise BadField("uses", len(spec.uses), f"at most {_RESOURCES}")
+        if spec.task_type in ENGINE_TASKS:
+            raise BadField("uses", spec.uses[0], "none for a job that an endpoint runs")
+        for resource in spec.uses:
+            fields.check_name("uses", resource)
+    if len(spec.merge) > bounds.NAME_CHARS or (spec.merge and spec.task_type not in EMBEDDING_TASKS):
+        raise BadField("merge", spec.merge, f"at most {bounds.NAME_CHARS} characters, for embeddings only")
     if spec.parents:
         raise BadField("parents", len(spec.parents), "none: this broker does not know dependencies yet")
 
@@ -235,6 +249,9 @@ def _accept(
         state.keys[user, spec.key] = Key(job.id, job.terms.digest)
     put(state, out, JobAdded(image(job), payload))
     jobs.admit(state, job, now)
+    state.limits.submitted(
+        job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
+    )
     tell(state, now, Kind.ACCEPTED, job)
     return job
 
@@ -250,12 +267,14 @@ def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefa
     times = (
         spec.timeout_ms or defaults.timeout_ms, spec.failures or defaults.failures, spec.keep_ms or defaults.keep_ms,
     )  # fmt: skip
+    uses = tuple(sorted(set(spec.uses)))
     if not (spec.labels or spec.key or spec.session or spec.root):
-        shared = state.shared_terms.get(times)
+        alike = *times, uses, spec.merge
+        shared = state.shared_terms.get(alike)
         if shared is None:
-            shared = state.shared_terms[times] = Terms(*times)
+            shared = state.shared_terms[alike] = Terms(*times, uses=uses, merge=spec.merge)
         return shared
     return Terms(
         *times, labels=spec.labels, key=spec.key, digest=digest(payload) if spec.key else b"", session=spec.session,
-        root=spec.root,
+        uses=uses, merge=spec.merge, root=spec.root,
     )  # fmt: skip

@@ -215,7 +215,7 @@ def payload_loaded(
 
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
-    oldest: dict[str, int] = {}
+    oldest = oldest_waits(state, now)
     names = {
         *state.queues,
         *state.queue_holds,
@@ -223,13 +223,19 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
     }
     for worker in state.workers.values():
         names |= worker.queues
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+
+
+def oldest_waits(state: BrokerState, now: Now) -> dict[str, int]:
+    """Return how long the oldest ready job of each queue waits, in milliseconds; queues without one are left out."""
+    oldest: dict[str, int] = {}
     for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
         if job.state is State.READY and job.queue not in oldest:
             oldest[job.queue] = now.mono_ms - job.ready_since_ms
             if len(oldest) == len(state.queues):
                 break
-    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
-    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+    return oldest
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
@@ -264,6 +270,14 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
 
 def list_models(state: BrokerState, out: Out, session: Session, command: ListModels, now: Now) -> None:
     """Answer with all models of all connected endpoints, those that are ordered too, and what else they are called."""
+    inform(state, out, session.peer, Models(
+        request_id=command.request_id, models=all_models(state, now), aliases=aliases.listed(state),
+        defaults=aliases.defaults(state),
+    ))  # fmt: skip
+
+
+def all_models(state: BrokerState, now: Now) -> list[ModelView]:
+    """Return the models of all connected endpoints, and those that are ordered, by name."""
     found: dict[str, ModelView] = {}
     for worker in state.workers.values():
         if worker.peer is None:
@@ -283,16 +297,13 @@ def list_models(state: BrokerState, out: Out, session: Session, command: ListMod
         key = key if key in found else key.rpartition(":")[0] if models.is_numbered(key) else key
         found.setdefault(key, ModelView(model=key, kind=""))
         given.setdefault(key, []).append(orders.shown(state, order, now))
-    views = [
+    return [
         msgspec.structs.replace(
             view, waiting=state.policy.waiting_for(view.model), aliases=_aliases_of(state, view.model),
             orders=given.get(view.model, []),
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
-    inform(state, out, session.peer, Models(
-        request_id=command.request_id, models=views, aliases=aliases.listed(state), defaults=aliases.defaults(state),
-    ))  # fmt: skip
 
 
 def _aliases_of(state: BrokerState, model: str) -> list[str]:

@@ -233,13 +233,16 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
     old = worker.instances
     worker.capacity = capacity
     worker.instances = {info.instance_id: _instance(worker, info) for info in capacity.instances}
+    slots: set[int] = set()
     for lease in worker.leases.values():
         instance = worker.instances.get(lease.instance_id)
         if instance is None and not lease.instance_id and len(worker.instances) == 1:
             instance = next(iter(worker.instances.values()))
             lease.instance_id = instance.id
-        if instance is not None:
+        if instance is not None and id(lease.slot) not in slots:
             instance.leased += 1
+        slots.add(id(lease.slot))
+    worker.busy = len(slots)
     worker.alone = any(lease.job.past.suspect for lease in worker.leases.values())
     for name, instance in worker.instances.items():
         if name not in old:
@@ -263,7 +266,7 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
 def _instance(worker: Worker, info: InstanceInfo) -> Instance:
     return Instance(
         worker=worker, id=info.instance_id, names=models.instance_names(info), kind=info.kind, slots=info.slots,
-        ours=info.ours, model=info.model,
+        ours=info.ours, model=info.model, budget_tokens=info.budget_tokens,
     )  # fmt: skip
 
 
@@ -326,6 +329,10 @@ def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded,
     state.fleet_version += 1
     since_ms, worker.loading_since_ms = worker.loading_since_ms, 0
     error = command.error or _disobeyed(worker, model, is_load=since_ms > 0)
+    if model:
+        counted = state.meters.loads if since_ms else state.meters.unloads
+        outcome = "done" if error is None else "failed"
+        counted[outcome] = counted.get(outcome, 0) + 1
     if since_ms and (error is None or error.code == "insufficient_memory"):
         state.policy.loaded(worker, model, now.mono_ms - since_ms, no_memory=error is not None)
     instance = worker.instances.get(model)
@@ -424,6 +431,7 @@ def part(state: BrokerState, out: Out, worker: Worker, now: Now, error: ErrorInf
     worker.loading, worker.loading_since_ms = "", 0
     worker.instances = {}
     worker.conduct.missed.clear()
+    worker.busy = 0
     state.fleet_version += 1
     publish(state, out, worker)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         JobOptions,
         JobStatus,
         Json,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         State,
         Tick,
         UpdateOptions,
+        UsageReply,
         Why,
         WorkerState,
         WorkerView,
@@ -199,6 +201,19 @@ class BrokerPort(Protocol):
     def health(self) -> HealthReply:
         """How the broker is."""
 
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Sums of what jobs have used."""
+
+    def metrics(self, *, users: bool = False) -> str:
+        """The broker's measurements."""
+
     def backup(self, path: str) -> BackupDone:
         """Copy the journal."""
 
@@ -218,3 +233,21 @@ class BrokerPort(Protocol):
 
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a hold."""
+
+    def limits(self) -> list[LimitView]:
+        """All limits."""
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit."""
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Reset limits."""

@@ -27,6 +27,9 @@ from ports import a_port, bind
 
 T = TypeVar("T")
 
+USAGE_PAGE = 2
+"""Rows of usage in one reply."""
+
 
 @dataclass
 class FakeJob:
@@ -412,10 +415,32 @@ class FakeBroker:
                     request_id=number, software="fake", protocol=1, broker_id=b"f" * 16, epoch=self.disk.epoch,
                     wall_ms=1, uptime_ms=1, counts={}, jobs_open=len(jobs),
                 ), b""  # fmt: skip
+            case messages.Usage():
+                return self._usage(message), b""
+            case messages.Metrics(request_id=number):
+                text = f"lmq_jobs_kept {len(jobs)}\n" + "lmq_user_jobs 1\n" * message.users
+                return messages.MetricsReply(request_id=number), text.encode()
             case messages.Backup(request_id=number, path=path):
                 return messages.BackupDone(request_id=number, path=path, copied_bytes=1), b""
             case _:
                 raise errors.ProtocolError(f"the fake knows no {verb_of(message)}")
+
+    def _usage(self, message: messages.Usage) -> messages.UsageReply:
+        """Return the ends of jobs by the columns asked for, `USAGE_PAGE` rows at a time."""
+        done: Counter[tuple[str, ...]] = Counter()
+        for job in self.disk.jobs.values():
+            known = {"day": "2026-11-23", "user": job.user, "model": "", "task_type": job.spec.task_type}
+            if job.state == "done" and message.user in ("", job.user):
+                done[tuple(known[name] for name in message.by)] += 1
+        rows = [
+            messages.UsageRow(**dict(zip(message.by, key, strict=True)), done=count)  # type: ignore[arg-type]  # names
+            for key, count in sorted(done.items())
+            if not message.after or key > tuple(message.after)
+        ]
+        return messages.UsageReply(
+            request_id=message.request_id, since_ms=message.since_ms, until_ms=message.until_ms,
+            rows=rows[:USAGE_PAGE], total=messages.UsageRow(done=done.total()), more=len(rows) > USAGE_PAGE,
+        )  # fmt: skip
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 

@@ -364,6 +364,29 @@ def test_an_old_cursor_is_told_apart(broker: FakeBroker, make_client: MakeClient
     assert (caught.value.cursor, caught.value.oldest) == (0, 2)
 
 
+def test_usage_is_one_answer_however_many_pages_it_has(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    for task_type in ("a", "b", "c", "d", "e"):
+        for _ in range(2):
+            broker.finish(client.submit(task_type).job_id, None)
+    since = dt.datetime.fromtimestamp(1_000, dt.UTC)
+    found = client.usage(since=since, until=since + dt.timedelta(days=1), by=["task_type", "user"])
+    assert [(row.task_type, row.user, row.done) for row in found.rows] == [
+        (task_type, "anna", 2) for task_type in "abcde"
+    ]
+    assert (found.total.done, found.more) == (10, False)
+    assert (found.since_ms, found.until_ms) == (1_000_000, 87_400_000)
+    assert [(row.user, row.done) for row in client.usage(by="user").rows] == [("anna", 10)]
+    assert client.usage(user="tom").total.done == 0
+
+
+def test_metrics_are_a_text(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    client.submit("later")
+    assert client.metrics() == "lmq_jobs_kept 1\n"
+    assert client.metrics(users=True) == "lmq_jobs_kept 1\nlmq_user_jobs 1\n"
+
+
 def test_watch_gives_the_latest_value_of_each_topic(broker: FakeBroker, make_client: MakeClient) -> None:
     client = make_client(broker.url)
     size = messages.QueueSize(name="default", counts={"ready": 3})

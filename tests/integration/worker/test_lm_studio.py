@@ -633,7 +633,7 @@ def test_an_instance_with_jobs_is_not_unloaded(tmp_path: Path) -> None:
 def test_the_openai_backend_serves_whatever_the_server_lists(tmp_path: Path) -> None:
     async def story() -> None:
         async with Simulator(SimulatorConfig.instant()).start() as simulator, a_broker() as broker:
-            worker = settings(broker.url, tmp_path, backend="openai", endpoint=simulator.url, slots=2)
+            worker = settings(broker.url, tmp_path, backend="openai", endpoint=simulator.url, concurrency=2)
             async with a_worker(worker):
                 studio = Studio(broker, simulator)
                 assert (await studio.run(chat("Hi")))[0].outcome == "complete"

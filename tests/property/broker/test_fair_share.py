@@ -9,12 +9,13 @@ from collections import defaultdict
 from random import Random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from lmq_broker.core.policies.blfq import Blfq
 from lmq_broker.core.policies.lanes import Share
-from lmq_broker.core.settings import BandSettings, Rates, Settings
+from lmq_broker.core.settings import BANDS, BandSettings, Rates, Settings
 from lmq_broker.forecast.engines import EngineModel
 from lmq_broker.forecast.replay import Replay, Request, Served
 
@@ -28,6 +29,8 @@ NO_SHARES = (
     BandSettings("normal", 4, 0.0, 3.0),
     BandSettings("background", 0, 0.0, 5.0),
 )
+
+NO_RESERVE = tuple(msgspec.structs.replace(band, reserve=0) for band in BANDS)
 
 seeds = st.integers(0, 1 << 32)
 
@@ -151,7 +154,7 @@ def test_no_slot_is_free_while_a_job_for_its_model_waits(seed: int) -> None:
     random = Random(seed)
     requests = some_requests(random, users=4, count=100, over_ms=60_000, models=["m0"], priorities=(2, 5, 8))
     engine = an_engine(random, ["m0"])
-    replay = Replay(requests, [engine], fair())
+    replay = Replay(requests, [engine], fair(bands=NO_RESERVE))
 
     def look() -> None:
         waiting = any(share.queued for share in shares_of(replay))

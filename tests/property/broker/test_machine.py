@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from lmq_proto.messages import (
     ListWorkers,
     LoadEnded,
     LoadModel,
+    Metrics,
     OrderModel,
     Pause,
     PhaseReport,
@@ -60,6 +62,7 @@ from lmq_proto.messages import (
     UnloadModel,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 from lmq_proto.states import FINAL
@@ -71,7 +74,7 @@ CLIENTS = ["ann", "tom"]
 WORKERS = ["w1", "w2"]
 SETTINGS = Settings(
     jobs_open=8, jobs_open_per_user=6, jobs_kept=3, tombstones=3, events_in_memory=4, events_per_push=3,
-    text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000,
+    text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000, usage_rows=3,
     aliases={"fast": ("m1",)}, orders=3, load_retry_ms=3000,
 )  # fmt: skip
 LeaseKey = tuple[bytes, int, int]
@@ -459,6 +462,8 @@ class AnyOrder(RuleBasedStateMachine):
             ListWorkers(request_id=self.number()),
             ListModels(request_id=self.number()),
             Health(request_id=self.number()),
+            Usage(request_id=self.number(), by=["user"]),
+            Metrics(request_id=self.number(), users=True),
         ):
             self.says(who, message)
 
@@ -522,6 +527,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert not broker.state.jobs, "it does not come to an end"
         known = {job.id for job in self.journal.jobs.values()}
         assert set(broker.state.finished) == known
+        ended = Counter(str(event.kind) for event in self.journal.events if event.kind in FINAL)
+        counted = sum(self.journal.usage.values(), Counter())
+        assert {state: counted[state] for state in FINAL} == {state: ended[state] for state in FINAL}
         for number, job in self.journal.jobs.items():
             assert job.state in FINAL
             assert job.state == "done" or number not in self.journal.results

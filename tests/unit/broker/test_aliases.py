@@ -9,7 +9,7 @@ import pytest
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import TASK_DEFAULTS, Settings, TaskDefaults
-from lmq_broker.core.stimuli import DefaultsChanged
+from lmq_broker.core.stimuli import SettingsChanged
 from lmq_proto import bounds
 from lmq_proto.messages import (
     Done,
@@ -154,7 +154,11 @@ def test_aliases_and_defaults_outlive_a_restart() -> None:
 def test_a_file_that_is_read_again_changes_what_no_command_did() -> None:
     broker = a_fleet("m1", settings=WITH_FILE)
     alias(broker, "big", "m2")
-    broker.step(DefaultsChanged(dict(TASK_DEFAULTS), {"fast": ("m4",), "big": ("m4",)}))
+    broker.step(
+        SettingsChanged(
+            Settings(task_defaults=dict(TASK_DEFAULTS), aliases={"fast": ("m4",), "big": ("m4",)})
+        )
+    )
     assert in_force(broker) == {"fast": ["m4"], "big": ["m2"]}
 
 

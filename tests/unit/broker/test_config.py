@@ -79,6 +79,8 @@ def test_without_a_word_there_are_three_bands() -> None:
         ('open_role = "king"', "open_role = 'king'"),
         ("payload_bytes = 0", "payload_bytes = 0"),
         ("jobs_open = 'many'", "jobs_open"),
+        ("usage_days = 0", "usage_days = 0"),
+        ("usage_rows = -1", "usage_rows = -1"),
         ("weights = { anna = 0.0 }", "weights.anna = 0.0"),
         ("bands = []", "bands with lowest = []"),
         ('bands = [{ name = "a", lowest = 3 }]', "lowest = [3]"),

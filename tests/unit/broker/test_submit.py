@@ -10,7 +10,7 @@ from lmq_broker.core.chronicle import channel
 from lmq_broker.core.effects import Send
 from lmq_broker.core.records import EventsAdded, JobAdded
 from lmq_broker.core.settings import Settings, TaskDefaults
-from lmq_broker.core.stimuli import DefaultsChanged, DiskChanged, Stop
+from lmq_broker.core.stimuli import DiskChanged, SettingsChanged, Stop
 from lmq_proto import bounds
 from lmq_proto.ids import PeerId
 from lmq_proto.messages import Drain, Outcome, Submit, Submitted
@@ -85,7 +85,8 @@ def test_what_is_given_wins_over_the_defaults() -> None:
 
 def test_new_defaults_are_for_new_jobs() -> None:
     broker = a_broker(jobs=[ready("a")])
-    broker.step(DefaultsChanged({"echo": TaskDefaults(priority=9, failures=1, timeout_ms=1, queue="fast")}))
+    fast = TaskDefaults(priority=9, failures=1, timeout_ms=1, queue="fast")
+    broker.step(SettingsChanged(Settings(task_defaults={"echo": fast})))
     broker.submit("ann", spec("b"))
     assert (broker.job("a").priority, broker.job("a").terms.failures_max) == (5, 3)
     assert (broker.job("b").priority, broker.job("b").terms.failures_max, broker.job("b").queue) == (

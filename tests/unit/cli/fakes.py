@@ -22,6 +22,8 @@ from lmq import (
     Restart,
     State,
     Tick,
+    UsageReply,
+    UsageRow,
     Why,
     WorkerView,
 )
@@ -30,10 +32,11 @@ from lmq.cli.session import Session
 from lmq.errors import LmqError, NotReachable, WaitTimeout
 
 if TYPE_CHECKING:
-    from lmq import ModelView
+    from lmq import LimitView, ModelView
     from lmq.cli.port import BrokerPort
 
 URL = "tcp://127.0.0.1:7766"
+DAY_MS = 86_400_000
 ID_A = "01M811YGTS299ZZFYVR3JZ6EB6"
 ID_B = "01M811YGTS299ZZFYVR37KQ2M9"
 
@@ -135,6 +138,9 @@ class FakeBroker:
     all_defaults: list[DefaultModel] = field(default_factory=list)
     changes: bool = True
     """What an alias, a default or an order is answered with."""
+    all_limits: list[LimitView] = field(default_factory=list)
+    sums: list[UsageRow] = field(default_factory=list)
+    total: UsageRow = field(default_factory=UsageRow)
     outcomes: list[Outcome] = field(default_factory=list)
     text: list[Piece | Restart | BaseException] = field(default_factory=list)
     outcome: object = None
@@ -254,8 +260,29 @@ class FakeBroker:
     def unpin_model(self, model: str, worker: str = "") -> bool:
         return self._steered("unpin", model, worker)
 
+    def limits(self) -> list[LimitView]:
+        return self.all_limits
+
+    def set_limit(self, of: str, value: float, **what: Any) -> bool:
+        self.did.append(("set_limit", {"of": of, "value": value, **what}))
+        return True
+
+    def reset_limits(self, name: str = "") -> bool:
+        self.did.append(("reset_limits", {"name": name}))
+        return True
+
     def health(self) -> HealthReply:
         return health()
+
+    def usage(self, **wish: Any) -> UsageReply:
+        self.did.append(("usage", wish))
+        return UsageReply(
+            request_id=1, since_ms=20_780 * DAY_MS, until_ms=20_782 * DAY_MS, rows=self.sums, total=self.total
+        )
+
+    def metrics(self, *, users: bool = False) -> str:
+        self.did.append(("metrics", users))
+        return "lmq_sessions 1\n"
 
     def backup(self, path: str) -> Any:
         from lmq_proto.messages import BackupDone

@@ -31,7 +31,8 @@ MINIMAL: dict[str, list[str] | None] = {
     "restore": None, "doctor": ["--endpoint", "http://127.0.0.1:9"], "chat": ["Hello"], "embed": ["Hello"],
     "submit": ["echo", "{}"], "show": [ID_A], "why": [ID_A], "logs": [ID_A], "stream": [ID_A], "result": [ID_A],
     "wait": [ID_A], "cancel": [ID_A], "retry": [ID_A], "delete": [ID_A], "update": [ID_A, "--priority", "8"],
-    "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"],
+    "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"], "set": ["running", "2"],
+    "reset": ["running"],
     "load": ["x", "--on", "w"], "unload": ["x"], "pin": ["x", "--on", "w"], "unpin": ["x"], "unalias": ["x"],
 }  # fmt: skip
 

@@ -6,10 +6,12 @@ import click
 import pytest
 from hypothesis import given, strategies as st
 
-from lmq import ErrorInfo, Reason, Why
-from lmq.cli import humane, tables
+from lmq import ErrorInfo, InstanceInfo, Reason, Why, WorkerView
+from lmq.cli import humane, tables, workers
 from lmq.cli.eventlines import event_line
 from lmq.cli.why import why_lines
+from lmq_proto.messages import Capacity
+from lmq_worker.concurrency import LimitedBy
 from unit.cli.fakes import ID_A, a_job, an_event
 
 
@@ -52,6 +54,23 @@ def test_columns_stay_aligned_beside_wide_letters() -> None:
     assert [
         tables.width_of(line[: line.index(end)]) for line, end in zip(lines, ("N", "1", "22"), strict=True)
     ][1:] == [6, 6]
+
+
+@pytest.mark.parametrize("limit_by", [*LimitedBy, "something new", ""])
+def test_it_is_said_what_bounds_the_jobs_at_once(limit_by: str) -> None:
+    instance = InstanceInfo(instance_id="q", model="qwen3-8b", slots=12, limit_by=limit_by)
+    worker = WorkerView(
+        name="gpu-1", endpoint="http://gpu-1:1234", backend="openai", host="gpu-1", state="up",
+        capacity=Capacity(instances=[instance]),
+    )  # fmt: skip
+    why = f" ({workers.LIMITS.get(limit_by, limit_by)})" if limit_by else ""
+    assert ("loaded", f"qwen3-8b (llm), 12 at once{why}") in workers.facts(worker)
+    held_back = limit_by in ("errors", "guard")
+    assert workers.note_of(worker) == (f"only 12 at once: {workers.LIMITS[limit_by]}" if held_back else "")
+
+
+def test_each_reason_of_a_limit_has_its_words() -> None:
+    assert set(workers.LIMITS) == set(LimitedBy)
 
 
 def test_where_a_job_is() -> None:

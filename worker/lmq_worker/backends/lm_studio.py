@@ -48,6 +48,8 @@ class LmStudioBackend(EngineBackend):
     """One LM Studio server, of any version."""
 
     name = "lm_studio"
+    # Unless it was loaded otherwise, which it does not say.
+    shares_cache = True
 
     def __init__(self, config: WorkerConfig, spool: Spool) -> None:
         super().__init__(config, spool)
@@ -141,6 +143,7 @@ class LmStudioBackend(EngineBackend):
                     kind="embedding" if embedder else "llm",
                     slots=1 if embedder else self._slots(config.get("parallel")),
                     context_tokens=_count(config.get("context_length")),
+                    budget_tokens=_count(config.get("context_length")) if not embedder else 0,
                     ours=instance_id in self._ours,
                     variants=[name for name in names if name != key],
                 )
@@ -149,7 +152,7 @@ class LmStudioBackend(EngineBackend):
 
     def _slots(self, parallel: Any) -> int:
         slots = _count(parallel) or DEFAULT_PARALLEL
-        return min(slots, self.config.slots) if self.config.slots else slots
+        return min(slots, self.config.pinned) if self.config.pinned else slots
 
     def _read_v0(self, answer: Any) -> Capacity | None:
         """Read the list of 0.3.6 and later; these run one prediction at a time and queue the others unseen."""
@@ -168,7 +171,7 @@ class LmStudioBackend(EngineBackend):
             )
             if model.get("state") == "loaded":
                 context = _count(model.get("loaded_context_length"))
-                slots = 1 if kind == "embedding" else max(self.config.slots, 1)
+                slots = 1 if kind == "embedding" else self.config.pinned or 1
                 instances.append(
                     InstanceInfo(instance_id=key, model=key, kind=kind, slots=slots, context_tokens=context)
                 )
@@ -186,11 +189,11 @@ class LmStudioBackend(EngineBackend):
                 instance_id=name,
                 model=name,
                 kind="embedding" if is_embedder(name) else "llm",
-                slots=max(self.config.slots, 1),
+                slots=self.config.pinned or 1,
             )
             for name in names
         ]
-        return Capacity(instances=instances, slots=max(self.config.slots, 1))
+        return Capacity(instances=instances, slots=self.config.pinned or 1)
 
     # --- loading ---
 

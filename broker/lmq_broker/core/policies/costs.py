@@ -10,7 +10,7 @@ from itertools import accumulate, repeat
 
 import msgspec
 
-from lmq_broker.core.settings import EMBEDDING_TASKS, Rates
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates, TaskDefaults
 from lmq_broker.core.state import Job
 
 PROMPT_MS = 0.67
@@ -32,11 +32,16 @@ CARD_EVERY_MS = 3_600_000
 CARD_SAMPLES = 20.0
 """Jobs from which a first card is made."""
 _FIT_WEIGHT = 0.99
+_TASK = TaskDefaults()
+_FEW = 32
+"""Values after which quantiles are worked out anew; each time until there are as many."""
 _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, initial=1.0))
 """By multiplication, which is the same on every machine; powers and logarithms are not, in the last bit."""
 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
+OWN_RATES = Rates(0.0, 1.0)
+"""Of own tasks: they cost the time for which they hold a slot, which is kept where others have their tokens."""
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
 
 
@@ -92,8 +97,9 @@ class Fit(msgspec.Struct):
 class Costs:
     """Predicts what jobs cost, and learns from what they took."""
 
-    def __init__(self, given: dict[str, Rates]) -> None:
+    def __init__(self, given: dict[str, Rates], tasks: dict[str, TaskDefaults]) -> None:
         self._given = given
+        self._tasks = tasks
         self._cards: dict[str, tuple[Rates, int]] = {}
         """Model -> (learnt rates, monotonic time from which they may be changed)."""
         self._fits: dict[tuple[str, str], Fit] = {}
@@ -103,6 +109,8 @@ class Costs:
 
     def rates(self, task_type: str, model: str) -> Rates:
         """Return the rates by which a job is charged that is dispatched now."""
+        if task_type not in ENGINE_TASKS:
+            return OWN_RATES
         given = self._given.get(model)
         if given is not None:
             return given
@@ -119,14 +127,29 @@ class Costs:
             cost += self.output_tokens(job, model) * rates.output_ms
         return cost
 
+    def tokens(self, job: Job, model: str) -> float:
+        """Return what a job is predicted to take of a context, prompt and answer."""
+        if job.task_type in EMBEDDING_TASKS:
+            return float(prompt_tokens(job))
+        return prompt_tokens(job) + self.output_tokens(job, model)
+
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
-        mean = all_had.mean if all_had is not None else float(OUTPUT_TOKENS)
+        mean = all_had.mean if all_had is not None else self._first_guess(job)
         mine = self._of_user.get(_length_key(job, model))
         if mine is not None:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
-        return min(mean, float(job.output_tokens)) if job.output_tokens else mean
+        return (
+            min(mean, float(job.output_tokens))
+            if job.output_tokens and job.task_type in ENGINE_TASKS
+            else mean
+        )
+
+    def _first_guess(self, job: Job) -> float:
+        if job.task_type in ENGINE_TASKS:
+            return float(OUTPUT_TOKENS)
+        return float(self._tasks.get(job.task_type, _TASK).expected_ms)
 
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was."""
@@ -164,28 +187,38 @@ class Costs:
 class Quantiles:
     """A decayed histogram with buckets that grow by a fifth each: quantiles to a fifth, in constant memory."""
 
-    __slots__ = ("_counts", "_total")
+    __slots__ = ("_counts", "_found", "_learnt", "_total")
 
     def __init__(self) -> None:
         self._counts: dict[int, float] = {}
         self._total = 0.0
+        self._learnt = 0
+        self._found: dict[float, float] = {}
+        """Answers of late, given again until some more values are known."""
 
     def learn(self, value: float) -> None:
         """Take in one value above 0."""
         bucket = bisect_right(_EDGES, value)
         self._counts[bucket] = self._counts.get(bucket, 0.0) + 1.0
         self._total += 1.0
+        self._learnt += 1
+        if self._learnt <= _FEW or self._learnt % _FEW == 0:
+            self._found.clear()
         if self._total > 2000:
             self._counts = {each: count / 2 for each, count in self._counts.items() if count > 0.25}
             self._total = sum(self._counts.values())
 
     def at(self, ratio: float, otherwise: float) -> float:
         """Return the upper edge of the bucket in which this share of all values is reached."""
+        found = self._found.get(ratio)
+        if found is not None:
+            return found
         left = self._total * ratio
         for bucket in sorted(self._counts):
             left -= self._counts[bucket]
             if left <= 0:
-                return _EDGES[min(bucket, len(_EDGES) - 1)]
+                found = self._found[ratio] = _EDGES[min(bucket, len(_EDGES) - 1)]
+                return found
         return otherwise
 
 

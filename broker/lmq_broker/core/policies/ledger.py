@@ -9,11 +9,14 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 
 import heapq
 from collections.abc import Callable
+from typing import Any
 
 from lmq_broker.core.policies.costs import Quantiles
 from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.places import LaneKey
 
+Rank = Any
+"""What flows are ordered by: a key K, or the place of a job. One kind in one `Standing`."""
 FLOWS = 100_000
 """Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
 
@@ -22,7 +25,7 @@ class Flow:
     """One user in one band."""
 
     __slots__ = (
-        "band", "lines", "number", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+        "band", "lines", "number", "parked", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
     )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
@@ -39,6 +42,8 @@ class Flow:
         """Cost received by jobs that still run; part of `service`."""
         self.queued = 0
         self.running = 0
+        self.parked = 0
+        """Lanes in which a limit holds it."""
         self.lines: dict[LaneKey, JobLine] = {}
 
     @property
@@ -58,43 +63,44 @@ class Standing:
     A key that has grown is looked at only when its flow comes to the head; one that has shrunk must be put again.
     """
 
-    __slots__ = ("_heap", "_key", "_noted")
+    __slots__ = ("_heap", "_key", "noted")
 
-    def __init__(self, key: Callable[[Flow], float]) -> None:
+    def __init__(self, key: Callable[[Flow], Rank]) -> None:
         self._key = key
-        self._noted: dict[Flow, float] = {}
-        self._heap: list[tuple[float, int, Flow]] = []
+        self.noted: dict[Flow, Rank] = {}
+        """The flows that are in, with their keys as they were last looked at."""
+        self._heap: list[tuple[Rank, int, Flow]] = []
 
     def __len__(self) -> int:
-        return len(self._noted)
+        return len(self.noted)
 
     def put(self, flow: Flow) -> None:
         """Put a flow in, or tell that its key may have become smaller."""
         key = self._key(flow)
-        noted = self._noted.get(flow)
+        noted = self.noted.get(flow)
         if noted is None or key < noted:
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heappush(self._heap, (key, flow.number, flow))
-            if len(self._heap) > 2 * len(self._noted) + 64:
-                self._heap = [(noted, each.number, each) for each, noted in self._noted.items()]
+            if len(self._heap) > 2 * len(self.noted) + 64:
+                self._heap = [(noted, each.number, each) for each, noted in self.noted.items()]
                 heapq.heapify(self._heap)
 
     def drop(self, flow: Flow) -> None:
         """Take a flow out; nothing if it is not in."""
-        self._noted.pop(flow, None)
+        self.noted.pop(flow, None)
 
-    def first(self) -> tuple[float, Flow] | None:
+    def first(self) -> tuple[Rank, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap
         while heap:
             noted, _, flow = heap[0]
-            if self._noted.get(flow) != noted:
+            if self.noted.get(flow) != noted:
                 heapq.heappop(heap)
                 continue
             key = self._key(flow)
             if key == noted:
                 return key, flow
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heapreplace(heap, (key, flow.number, flow))
         return None
 
@@ -122,7 +128,7 @@ class Band:
     @property
     def waits(self) -> bool:
         """Whether any job of the band is queued."""
-        return len(self._waiting) > 0
+        return bool(self._waiting.noted)
 
     @property
     def turn_cost(self) -> float:
@@ -153,6 +159,20 @@ class Band:
             self._note(flow)
             self._waiting.put(flow)
         flow.queued += 1
+
+    def rest(self, flow: Flow) -> None:
+        """A limit holds all that this flow has queued: nobody waits for it."""
+        self._waiting.drop(flow)
+
+    def return_(self, flow: Flow) -> None:
+        """Nothing holds this flow any more: it begins where the others are, a limit earns no credit."""
+        first = self._waiting.first()
+        if first is not None:
+            self.virtual = max(self.virtual, first[0])
+            self.changed.add("")
+        flow.service = max(flow.service, self.virtual)
+        self._note(flow)
+        self._waiting.put(flow)
 
     def leave(self, flow: Flow) -> None:
         """A job of this flow is queued no more."""
@@ -186,7 +206,8 @@ class Band:
         self._note(flow)
         self.changed.add(flow.user)
         if flow.queued:
-            self._waiting.put(flow)
+            if flow.parked < len(flow.lines):
+                self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]

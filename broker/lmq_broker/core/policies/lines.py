@@ -6,6 +6,7 @@ expire, wait in a heap. A line is some ten times cheaper than a heap, and does n
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
@@ -88,6 +89,26 @@ class JobLine:
         assert best is not None, "an empty line was asked for its head"
         return best
 
+    def first(self, count: int) -> list[Job]:
+        """Return the first jobs in order, as many as are wanted and there."""
+        returned = sorted(
+            {id(entry[2]): entry for entry in self._returned if self._waits(entry[2], entry[0])}.values()
+        )
+        lined: Iterator[tuple[Place, int, Job]] = (
+            ((PRIORITY_MAX - priority, NEVER_MS, order), 0, job)
+            for priority in sorted(self._lines, reverse=True)
+            for order, job in self._lines[priority]
+            if self._waits(job, (PRIORITY_MAX - priority, NEVER_MS, order))
+        )
+        merged = heapq.merge(returned, lined, key=_place_of_entry)
+        found: dict[int, Job] = {}
+        for _, _, job in merged:
+            # One that was taken out and put back may stand here twice.
+            found[job.number] = job
+            if len(found) == count:
+                break
+        return list(found.values())
+
     def before(self, priority: int, order: int) -> int:
         """Return how many jobs come before a place: of higher priority, or of the same and a smaller order."""
         total = 0
@@ -104,3 +125,7 @@ class JobLine:
         A job that was cancelled and retried is another object of the same number and place.
         """
         return job.state is State.READY and self._homes.get(job.number) is self and place_of(job) == place
+
+
+def _place_of_entry(entry: tuple[Place, int, Job]) -> Place:
+    return entry[0]

@@ -1,18 +1,28 @@
 """Which instance of which worker can run a job, and which has room. What every policy asks of the fleet."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lmq_broker.core.models import catalog_names, expanded, normal, on_disk, suits
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.state import Instance, Job, Worker
 
-LaneKey = tuple[str, str, tuple[str, ...], bool]
-"""(queue, task type, models, suspect): jobs that are alike in these can run in the same places."""
+
+class LaneKey(NamedTuple):
+    """Jobs that are alike in these can run in the same places, and in the same request."""
+
+    queue: str
+    task_type: str
+    models: tuple[str, ...]
+    suspect: bool
+    uses: tuple[str, ...] = ()
+    merge: str = ""
 
 
 def lane_of(job: Job) -> LaneKey:
     """Return what decides where a job can run."""
-    return job.queue, job.task_type, job.models, job.past.suspect
+    terms = job.terms
+    return LaneKey(job.queue, job.task_type, job.models, job.past.suspect, terms.uses, terms.merge)
 
 
 class Places:
@@ -33,7 +43,7 @@ class Places:
     def _call(self, aliases: Mapping[str, tuple[str, ...]]) -> None:
         """Take in what the names asked for stand for now."""
         self._ranks = {}
-        for model in expanded(self.key[2], aliases):
+        for model in expanded(self.key.models, aliases):
             self._ranks.setdefault(normal(model), len(self._ranks))
         self.names = frozenset(self._ranks)
         """Normal forms of the models asked for; empty: any."""
@@ -67,21 +77,23 @@ class Places:
 
     def served_by(self, worker: Worker) -> bool:
         """Tell whether a worker takes jobs of this queue and task type."""
-        return self.key[1] in worker.task_types and (not worker.queues or self.key[0] in worker.queues)
+        return self.key.task_type in worker.task_types and (
+            not worker.queues or self.key.queue in worker.queues
+        )
 
     def _on_disk(self, worker: Worker) -> list[str]:
         """Return what of a worker's catalog would do, as a load names it, in the order asked for."""
         found = [
             (self._ranks[name], on_disk(entry, name))
             for entry in worker.capacity.catalog
-            if suits(entry.kind, self.key[1])
+            if suits(entry.kind, self.key.task_type)
             for name in self.names & catalog_names(entry)
         ]
         return list(dict.fromkeys(model for _, model in sorted(found)))
 
     def _fits(self, instance: Instance) -> bool:
         named = not self.names or not instance.names or bool(self.names & instance.names)
-        return named and suits(instance.kind, self.key[1])
+        return named and suits(instance.kind, self.key.task_type)
 
 
 def is_open(worker: Worker, fleet: Fleet) -> bool:
@@ -99,4 +111,4 @@ def room(instance: Instance) -> int:
     """Return how many slots are free at an instance, its worker's own limit kept."""
     free = instance.slots - instance.leased
     limit = instance.worker.capacity.slots
-    return free if limit is None else min(free, limit - len(instance.worker.leases))
+    return free if limit is None else min(free, limit - instance.worker.busy)

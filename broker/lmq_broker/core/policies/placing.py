@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lmq_broker.core.limits import Bucket, Limits
 from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs
@@ -20,13 +21,18 @@ from lmq_broker.core.policies.ordered import Ordered, meant
 from lmq_broker.core.policies.places import Places, is_open, room
 from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, OrderKey, Worker
+from lmq_broker.core.state import Instance, Job, OrderKey, Worker
 from lmq_broker.core.trust import trust_of
 from lmq_proto.messages import Order
 
-_HOT_LOADS = 2.5
-"""More than so many loads' time of work waits for a model: one more engine gets it. One and a half to be worth a load,
-one that a model stays at least."""
+BUDGET_RATIO = 0.9
+"""Of an instance's tokens that jobs may be predicted to take: predictions err."""
+_RESERVE_SLOTS = 3
+"""An instance of fewer slots keeps none free."""
+_RESERVE_MS = 600_000
+"""For how long room is kept after a job of a stricter band."""
+_HOT_LOADS = 1.5
+"""More than so many loads' time of work waits for a model: one more engine gets it."""
 
 
 class Contest(msgspec.Struct, frozen=True):
@@ -41,16 +47,21 @@ class Contest(msgspec.Struct, frozen=True):
 class Placing:
     """What is loaded where, what is about to change, and who may start in between."""
 
-    def __init__(self, settings: Settings, costs: Costs, engines: Engines) -> None:
+    def __init__(self, settings: Settings, costs: Costs, engines: Engines, limits: Limits) -> None:
         self._settings = settings
+        self._limits = limits
         self._costs = costs
         self._engines = engines
         self.memory = Memory()
         self._ordered = Ordered()
-        self._bypasses: dict[tuple[str, int], Bypass] = {}
+        self._bypasses: dict[tuple[int, frozenset[str]], Bypass] = {}
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
         """Those of the decision that is being made."""
+        self._strict_until_ms: dict[int, int] = {}
+        """Band -> monotonic time until which it leaves its reserve free."""
+        self.sessions: dict[tuple[str, str], str] = {}
+        """(user, session) -> the worker that ran the last of its jobs."""
         self._now_ms = 0
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
@@ -62,8 +73,8 @@ class Placing:
 
     def end(self, places: Iterable[Places]) -> None:
         """All were looked at and nothing is to be done: whoever is passed over no more has lost no patience."""
-        passed_over = {(name, contest.band) for name, contest in self._contests.items()}
-        for key in [key for key in self._bypasses if key not in passed_over]:
+        passed_over = {id(contest.bypass) for contest in self._contests.values()}
+        for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in passed_over]:
             del self._bypasses[key]
         if self._swaps:
             wanted: set[str] = set()
@@ -148,27 +159,77 @@ class Placing:
 
     def _end_swap(self, worker: str) -> None:
         swap = self._swaps.pop(worker)
-        self._bypasses.pop((worker, swap.band), None)
+        self._bypasses.pop((swap.band, swap.names), None)
 
-    def room_for(self, head: Head, band: Band, fleet: Fleet, roomy: set[int]) -> Instance | None:
-        """Return the instance with most room where this head may start; a suspect needs a worker that is idle."""
+    def may_help(self, lane: Lane, pool: Pool, fleet: Fleet, roomy: set[int]) -> bool:
+        """Tell whether anything can be done for a lane: it has room somewhere, or wants a model brought in."""
+        loaded = lane.places.loaded(fleet)
+        for each in loaded:
+            if id(each) in roomy:
+                return True
+        if lane.key.suspect or lane.key.uses:
+            return True
+        return bool(lane.places.homes(fleet)) and (not loaded or self._is_hot(pool, lane, loaded, fleet))
+
+    def _is_hot(self, pool: Pool, lane: Lane, loaded: list[Instance], fleet: Fleet) -> bool:
+        """Tell whether so much waits for a model that one more load of it may be worth while."""
+        here = [each for each in loaded if is_open(each.worker, fleet) or each.worker.alone]
+        return not here or self._wait_ms(pool, lane, here) > _HOT_LOADS * LEAST_LOAD_MS
+
+    def room_for(
+        self, head: Head, band: Band, fleet: Fleet, roomy: set[int]
+    ) -> tuple[Instance | None, Bucket | None]:
+        """Return where a head may start: where its session was, or where most room is; or which limit holds its user.
+
+        A suspect needs a worker that is idle.
+        """
         best = None
         most = 0
-        lane = head[2]
+        holds = None
+        _, _, lane, _, job = head
+        key = lane.key
+        wanted = self.sessions.get((job.user, job.terms.session)) if job.terms.session else None
         for instance in lane.places.loaded(fleet):
             if id(instance) not in roomy:
                 continue
             worker = instance.worker
-            free = room(instance)
-            if free <= most or (lane.key[3] and worker.leases):
+            free = room(instance) - self._reserved(band, instance)
+            if (free <= most and worker.name != wanted) or free <= 0 or (key.suspect and worker.leases):
                 continue
             if worker.name in self._swaps and not self._may_fill_in(head, band, instance):
                 continue
             contest = self._contests.get(worker.name)
             if contest is not None and not self._may_pass(head, band, instance, contest):
                 continue
+            if instance.budget_tokens and not self._has_tokens(job, instance):
+                continue
+            bucket = self._limits.blocks_at(job, instance)
+            if bucket is not None:
+                holds = bucket if bucket.limit.user else holds
+                continue
             best, most = instance, free
-        return best
+            if worker.name == wanted:
+                break
+        return best, holds if best is None else None
+
+    def _has_tokens(self, job: Job, instance: Instance) -> bool:
+        """Tell whether a job fits beside what runs: one that overflows a shared cache ends all the others too."""
+        taken = self._engines.tokens(instance)
+        need = self._costs.tokens(job, instance.model)
+        return not taken or taken + need <= BUDGET_RATIO * instance.budget_tokens
+
+    def _reserved(self, band: Band, instance: Instance) -> int:
+        """Return the slots that a band leaves free for stricter ones that have come lately."""
+        reserve = self._settings.bands[band.index].reserve
+        if not reserve or instance.slots < _RESERVE_SLOTS:
+            return 0
+        return reserve if self._now_ms < self._strict_until_ms.get(band.index, 0) else 0
+
+    def note_strict(self, band: int) -> None:
+        """A job of a band has started: lower ones leave room for the next of them for a while."""
+        for index in range(band + 1, len(self._settings.bands)):
+            if self._settings.bands[index].reserve:
+                self._strict_until_ms[index] = self._now_ms + _RESERVE_MS
 
     def note_start(self, head: Head, band: Band, instance: Instance) -> None:
         """Charge a start to the patience of the flow that it passes over; its own start ends that."""
@@ -179,12 +240,15 @@ class Placing:
         contest.bypass.cost += cost / head[3].weight
 
     def clear_for_suspect(self, head: Head, band: Band, fleet: Fleet) -> None:
-        """Let the least busy worker that a suspect can run on fall idle, once it has waited as long as for a load."""
+        """Let the least busy worker that a suspect can run on fall idle."""
         open_here = [each.worker for each in head[2].places.loaded(fleet) if is_open(each.worker, fleet)]
-        if not open_here or self._now_ms < head[4].ready_since_ms + LOAD_MS:
-            return
-        worker = min(open_here, key=lambda each: (len(each.leases), each.name))
-        self._contests.setdefault(worker.name, Contest(band.index, head[0], None))
+        if open_here:
+            self.clear(min(open_here, key=lambda each: (len(each.leases), each.name)), head, band)
+
+    def clear(self, worker: Worker, head: Head, band: Band) -> None:
+        """Let a worker fall idle for a head, once it has waited as long as for a load."""
+        if self._now_ms >= head[4].ready_since_ms + LOAD_MS:
+            self._contests.setdefault(worker.name, Contest(band.index, head[0], None))
 
     def prepare(
         self,
@@ -263,10 +327,13 @@ class Placing:
         """Settle between the flow whose turn it is and the model that is loaded: let it wait, or begin a swap."""
         if worker.name in self._contests:
             return None
+        if self._is_turn_of_others(head, heads, victims, fleet):
+            return None
         patience_ms = self._patience_ms(band, load_ms)
-        bypass = self._bypasses.get((worker.name, band.index))
+        names = head[2].places.names
+        bypass = self._bypasses.get((band.index, names))
         if bypass is None:
-            bypass = self._bypasses[worker.name, band.index] = Bypass(self._now_ms)
+            bypass = self._bypasses[band.index, names] = Bypass(self._now_ms)
         resident_ms = min(self.memory.resident_ms(each, self._now_ms) for each in victims)
         due_ms = bypass.since_ms + patience_ms
         if band.index > 0:
@@ -288,6 +355,17 @@ class Placing:
             head[4].user,
         )
         return self._go_on(worker, victims)
+
+    def _is_turn_of_others(
+        self, head: Head, heads: list[Head], victims: list[Instance], fleet: Fleet
+    ) -> bool:
+        """Tell whether one that comes before a head waits for what would be evicted: then nobody is passed over."""
+        for other in heads:
+            if other is head:
+                return False
+            if any(each in victims for each in other[2].places.loaded(fleet)):
+                return True
+        return False
 
     def _is_wanted(
         self, head: Head, heads: list[Head], victims: list[Instance], lead: float, fleet: Fleet
