@@ -12,11 +12,13 @@ import msgspec
 import platformdirs
 
 from lmq_broker.core.limiting import check
+from lmq_broker.core.models import ANY, normal
 from lmq_broker.core.settings import (
     BANDS,
     EACH,
     POOLED,
     TASK_DEFAULTS,
+    TASKS_WITH_DEFAULT,
     BandSettings,
     Rates,
     Settings,
@@ -29,7 +31,7 @@ from lmq_proto.messages import Limit
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "limits")
+_TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "aliases", "limits")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
 
@@ -46,6 +48,8 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failures: int | None = None
     timeout_s: float | None = None
     keep_s: float | None = None
+    model: str | None = None
+    """For jobs that name none; chat, complete, embed and bulk_embed only."""
     expected_s: float | None = None
     """Of own tasks: how long one is thought to take, until some have ended."""
 
@@ -109,6 +113,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """User -> the highest priority that may be asked for; none for all others."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
+    aliases: dict[str, list[str]] = {}
+    """Name -> models that it stands for, best first: `[broker.aliases] fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]`."""
     limits: list[LimitConfig] = []
     """How much may run, wait, or begin in a while; `lmq limits set` changes it at run time."""
     open_role: str = "admin"
@@ -137,6 +143,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
             usage_days=self.usage_days, usage_rows=self.usage_rows, task_defaults=self.task_defaults(),
             bands=self.bands, weights=self.weights, rates=self.rates,
+            aliases={name: tuple(models) for name, models in self.aliases.items()},
             limits=tuple(each.limit() for each in self.limits), ceilings=self.ceilings, apps=self.apps,
         )  # fmt: skip
 
@@ -151,6 +158,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 failures=base.failures if given.failures is None else given.failures,
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+                model=given.model or "",
                 expected_ms=base.expected_ms if given.expected_s is None else int(given.expected_s * 1000),
             )
         return merged
@@ -291,6 +299,24 @@ def _check(config: BrokerConfig) -> None:
             raise ConfigError(
                 f"tasks.{name}.failures = {task.failures}: allowed is 1 to {bounds.FAILURES_MAX}"
             )
+        if task.model and name not in TASKS_WITH_DEFAULT:
+            raise ConfigError(
+                f"tasks.{name}.model = {task.model!r}: allowed for {', '.join(TASKS_WITH_DEFAULT)} only"
+            )
+    _check_aliases(config.aliases)
+
+
+def _check_aliases(aliases: dict[str, list[str]]) -> None:
+    """Raise ConfigError for an alias that stands for nothing, for too much, or for another alias."""
+    names = {normal(name) for name in aliases}
+    for name, models in aliases.items():
+        if not 0 < len(name) <= bounds.NAME_CHARS or normal(name) in ("", ANY):
+            raise ConfigError(f"aliases.{name}: allowed are names of 1 to {bounds.NAME_CHARS} characters")
+        if not 0 < len(models) <= bounds.MODELS:
+            raise ConfigError(f"aliases.{name} = {models}: allowed are 1 to {bounds.MODELS} models")
+        for model in models:
+            if normal(model) in names or not 0 < len(model) <= bounds.NAME_CHARS:
+                raise ConfigError(f"aliases.{name} = {models}: allowed are models, not another alias")
 
 
 def _beside(url: str) -> str:

@@ -24,7 +24,9 @@ from lmq._payloads import ChatOptions, Draft, JobLike, JobMatch, JobOptions, Mes
 from lmq._sync import Client
 from lmq.errors import LmqError, NotFound, WaitTimeout
 from lmq.results import (
+    Alias,
     ChatResult,
+    DefaultModel,
     EmbedResult,
     HealthReply,
     JobStatus,
@@ -267,6 +269,30 @@ class AsyncClient(Face):
 
     async def reset_user(self, user: str) -> bool:
         return await self._ask(_commands.reset_user(user))
+
+    async def aliases(self) -> list[Alias]:
+        return await self._ask(_commands.aliases())
+
+    async def default_models(self) -> list[DefaultModel]:
+        return await self._ask(_commands.default_models())
+
+    async def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        return await self._ask(_commands.set_alias(name, models, reset))
+
+    async def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        return await self._ask(_commands.set_default_model(task_type, model, reset))
+
+    async def load_model(self, model: str, worker: str) -> bool:
+        return await self._ask(_commands.order_model("load", model, worker))
+
+    async def unload_model(self, model: str, worker: str = "") -> bool:
+        return await self._ask(_commands.order_model("unload", model, worker))
+
+    async def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        return await self._ask(_commands.order_model("pin", model, worker, for_s))
+
+    async def unpin_model(self, model: str, worker: str = "") -> bool:
+        return await self._ask(_commands.order_model("unpin", model, worker))
 
     async def health(self) -> HealthReply:
         return await self._ask(_commands.health())

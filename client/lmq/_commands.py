@@ -178,6 +178,35 @@ def reset_user(user: str) -> Ask[bool]:
     return Ask("the reset", messages.ResetUser(request_id=0, user=user), _was_changed)
 
 
+def aliases() -> Ask[list[results.Alias]]:
+    return Ask(
+        "the aliases", messages.ListModels(request_id=0), lambda reply: cast(messages.Models, reply).aliases
+    )
+
+
+def default_models() -> Ask[list[results.DefaultModel]]:
+    return Ask(
+        "the default models",
+        messages.ListModels(request_id=0),
+        lambda reply: cast(messages.Models, reply).defaults,
+    )
+
+
+def set_alias(name: str, models: str | Sequence[str], reset: bool) -> Ask[bool]:
+    message = messages.SetAlias(request_id=0, name=name, models=models_of(models), reset=reset)
+    return Ask("the alias", message, _was_changed)
+
+
+def set_default_model(task_type: str, model: str, reset: bool) -> Ask[bool]:
+    message = messages.SetDefaultModel(request_id=0, task_type=task_type, model=model, reset=reset)
+    return Ask("the default model", message, _was_changed)
+
+
+def order_model(kind: str, model: str, worker: str, for_s: float | None = None) -> Ask[bool]:
+    message = messages.OrderModel(request_id=0, kind=kind, model=model, worker=worker, for_ms=ms(for_s))
+    return Ask(f"the {kind}", message, _was_changed)
+
+
 def health() -> Ask[results.HealthReply]:
     return Ask(
         "the broker's health",

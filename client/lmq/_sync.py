@@ -31,7 +31,9 @@ from lmq._payloads import (
 from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
 from lmq.errors import LmqError, NotFound, WaitTimeout
 from lmq.results import (
+    Alias,
     ChatResult,
+    DefaultModel,
     EmbedResult,
     HealthReply,
     JobStatus,
@@ -70,7 +72,7 @@ class Client(Face):
 
         Args:
             prompt: text, or a list of `{"role", "content"}`.
-            model: a name, an alias, or several of which any will do; None: any chat model.
+            model: a name, an alias, or several of which any will do; None: the default model, or any.
             system: text of a first message of role `system`.
             options: see `ChatOptions` and `JobOptions`.
 
@@ -363,6 +365,61 @@ class Client(Face):
     def reset_user(self, user: str) -> bool:
         """Take back what `set_user` gave; tell whether there was anything."""
         return self._ask(_commands.reset_user(user))
+
+    def aliases(self) -> list[Alias]:
+        """Return the aliases in force, by name: by command, or from the broker's configuration file."""
+        return self._ask(_commands.aliases())
+
+    def default_models(self) -> list[DefaultModel]:
+        """Return what jobs run on that name no model, by task type; for what is not there any model will do."""
+        return self._ask(_commands.default_models())
+
+    def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        """Make a name stand for any of some models; tell whether that changed anything.
+
+        Jobs that wait follow it. It wins over the broker's configuration file, over restarts too.
+
+        Args:
+            name: what jobs may ask for.
+            models: best first; none: the name is no alias.
+            reset: let the configuration file say again what it stands for.
+        """
+        return self._ask(_commands.set_alias(name, models, reset))
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        """Say which model or alias jobs get from now on that name none; tell whether that changed anything.
+
+        Args:
+            task_type: `chat` (and `complete`, unless it has its own), or `embed` (and `bulk_embed`).
+            model: empty: any of the right kind.
+            reset: let the configuration file say again.
+        """
+        return self._ask(_commands.set_default_model(task_type, model, reset))
+
+    def load_model(self, model: str, worker: str) -> bool:
+        """Have a worker load a model once; tell whether that is still to be done.
+
+        It returns at once. The events `order_ended` and `load_failed` tell how it went.
+        """
+        return self._ask(_commands.order_model("load", model, worker))
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        """Have a worker, or all, finish what runs on a model and unload it; tell whether that is still to be done."""
+        return self._ask(_commands.order_model("unload", model, worker))
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        """Keep a model at a worker: it is loaded when it is not there, and never evicted.
+
+        Args:
+            model: a model, variant or alias that the worker has.
+            worker: where.
+            for_s: None: until it is taken back.
+        """
+        return self._ask(_commands.order_model("pin", model, worker, for_s))
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        """Take back pins of a model, and loads and unloads that are not done yet; tell whether there were any."""
+        return self._ask(_commands.order_model("unpin", model, worker))
 
     def health(self) -> HealthReply:
         """Return how the broker is."""

@@ -12,8 +12,10 @@ import msgspec
 from lmq_proto import ids, states
 from lmq_proto.errors import ErrorInfo, Field, ProtocolError
 from lmq_proto.messages import (
+    Alias,
     Allowance,
     BandView,
+    DefaultModel,
     HealthReply,
     Hold,
     InstanceInfo,
@@ -21,6 +23,7 @@ from lmq_proto.messages import (
     Limit,
     LimitView,
     ModelView,
+    Order,
     Progress,
     QueueSize,
     QueueView,
@@ -36,9 +39,11 @@ from lmq_proto.messages import (
 )
 
 __all__ = [
+    "Alias",
     "Allowance",
     "BandView",
     "ChatResult",
+    "DefaultModel",
     "EmbedResult",
     "ErrorInfo",
     "Event",
@@ -50,6 +55,7 @@ __all__ = [
     "Limit",
     "LimitView",
     "ModelView",
+    "Order",
     "Outcome",
     "Piece",
     "Progress",

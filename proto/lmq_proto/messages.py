@@ -23,11 +23,14 @@ from lmq_proto.nouns import (
     Metrics as Metrics,
     MetricsReply as MetricsReply,
     Models as Models,
+    OrderModel as OrderModel,
     Pause as Pause,
     Queues as Queues,
     ResetLimits as ResetLimits,
     ResetUser as ResetUser,
     Resume as Resume,
+    SetAlias as SetAlias,
+    SetDefaultModel as SetDefaultModel,
     SetLimit as SetLimit,
     SetUser as SetUser,
     Usage as Usage,
@@ -36,11 +39,13 @@ from lmq_proto.nouns import (
     Workers as Workers,
 )
 from lmq_proto.parts import (
+    Alias as Alias,
     Allowance as Allowance,
     BandView as BandView,
     Breaker as Breaker,
     Capacity as Capacity,
     CatalogModel as CatalogModel,
+    DefaultModel as DefaultModel,
     Ended as Ended,
     EventFilter as EventFilter,
     Group as Group,
@@ -57,6 +62,7 @@ from lmq_proto.parts import (
     Limit as Limit,
     LimitView as LimitView,
     ModelView as ModelView,
+    Order as Order,
     Outcome as Outcome,
     Part as Part,
     PhaseReport as PhaseReport,
@@ -533,7 +539,8 @@ class Progress(Part, frozen=True, kw_only=True):
 FromClient = (
     Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
     | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
-    | SetLimit | ResetLimits | ListLimits | ListUsers | SetUser | ResetUser | Health | Usage | Metrics | Backup
+    | SetAlias | SetDefaultModel | OrderModel | SetLimit | ResetLimits | ListLimits | ListUsers | SetUser | ResetUser
+    | Health | Usage | Metrics | Backup
 )  # fmt: skip
 FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
 FromPeer = FromClient | FromWorker | Heartbeat | Bye
@@ -552,11 +559,11 @@ FROM_PEER: dict[str, type[FromPeer]] = {
     "credit": Credit, "status": Status, "list": ListJobs, "get_payload": GetPayload, "why": Why, "cancel": Cancel,
     "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
     "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
-    "list_models": ListModels, "set_limit": SetLimit, "reset_limits": ResetLimits, "list_limits": ListLimits,
-    "list_users": ListUsers, "set_user": SetUser, "reset_user": ResetUser, "health": Health, "usage": Usage,
-    "metrics": Metrics, "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases,
-    "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat,
-    "bye": Bye,
+    "list_models": ListModels, "set_alias": SetAlias, "set_default_model": SetDefaultModel, "order_model": OrderModel,
+    "set_limit": SetLimit, "reset_limits": ResetLimits, "list_limits": ListLimits, "list_users": ListUsers,
+    "set_user": SetUser, "reset_user": ResetUser, "health": Health, "usage": Usage, "metrics": Metrics,
+    "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases, "text_report": TextReport,
+    "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat, "bye": Bye,
 }  # fmt: skip
 """Verb to header: what a client or worker sends."""
 

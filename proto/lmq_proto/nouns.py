@@ -1,8 +1,10 @@
 """Messages about nouns: queues, workers, models, the broker itself. `messages` has them all in its tables."""
 
 from lmq_proto.parts import (
+    Alias,
     Allowance,
     BandView,
+    DefaultModel,
     Limit,
     LimitView,
     ModelView,
@@ -85,10 +87,45 @@ class ListModels(Part, frozen=True, kw_only=True):
 
 
 class Models(Part, frozen=True, kw_only=True):
-    """All models, by name."""
+    """All models, by name; aliases and default models in force."""
 
     request_id: int
     models: list[ModelView]
+    aliases: list[Alias] = []
+    defaults: list[DefaultModel] = []
+
+
+class SetAlias(Part, frozen=True, kw_only=True):
+    """Make a name stand for any of some models; for none: make it no alias."""
+
+    request_id: int
+    name: str
+    models: list[str] = []
+    reset: bool = False
+    """Let the configuration file say again what it stands for."""
+
+
+class SetDefaultModel(Part, frozen=True, kw_only=True):
+    """Say what jobs of a task type run on that name no model; nothing: on any."""
+
+    request_id: int
+    task_type: str
+    model: str = ""
+    reset: bool = False
+    """Let the configuration file say again."""
+
+
+class OrderModel(Part, frozen=True, kw_only=True):
+    """Have a model loaded, unloaded or kept at a worker, or take such an order back."""
+
+    request_id: int
+    kind: str
+    """`load`, `unload`, `pin` or `unpin`."""
+    model: str
+    worker: str = ""
+    """Empty, to unload and unpin: wherever it is."""
+    for_ms: int = 0
+    """Of a pin; 0: until it is taken back."""
 
 
 class SetLimit(Part, frozen=True, kw_only=True):

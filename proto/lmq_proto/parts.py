@@ -395,6 +395,49 @@ class WorkerView(Part, frozen=True, kw_only=True):
     instances_leased: dict[str, int] = {}
     """Instance -> slots of it that are taken; jobs that ride together take one."""
     hold: Hold | None = None
+    trust: float = 1.0
+    """Sinks with each load or unload that was not ours, and recovers; places are compared with it."""
+    loads: int = 0
+    """Models loaded within the last hour."""
+    lost_ms: int = 0
+    """Of the last ten minutes, how much went into drains, unloads and loads."""
+
+
+class Alias(Part, frozen=True, kw_only=True):
+    """A name that stands for any of some models."""
+
+    name: str
+    models: list[str] = []
+    """Best first; none: the name is no alias, whatever the configuration file says."""
+    by: str = ""
+    """Empty: the configuration file."""
+    since_ms: int = 0
+
+
+class DefaultModel(Part, frozen=True, kw_only=True):
+    """What jobs of a task type run on that name no model."""
+
+    task_type: str
+    model: str
+    """A model or an alias; empty: any model, whatever the configuration file says."""
+    by: str = ""
+    """Empty: the configuration file."""
+    since_ms: int = 0
+
+
+class Order(Part, frozen=True, kw_only=True):
+    """What somebody wants of a model at a worker."""
+
+    kind: str
+    """`load`, `unload` or `pin`."""
+    worker: str
+    model: str
+    by: str
+    since_ms: int
+    until_ms: int = 0
+    """Of a pin; 0: until it is taken back."""
+    note: str = ""
+    """Why it is not carried out yet; empty: it is."""
 
 
 class ModelView(Part, frozen=True, kw_only=True):
@@ -407,6 +450,9 @@ class ModelView(Part, frozen=True, kw_only=True):
     slots: int = 0
     leased: int = 0
     waiting: int = 0
+    aliases: list[str] = []
+    """Names that stand for it, among others perhaps."""
+    orders: list[Order] = []
 
 
 class Held(Part, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from lmq_broker.core.stimuli import (
     TurnEnded,
 )
 from lmq_proto.codec import ON_PUB_TABLE, encode
+from lmq_proto.messages import Group, Work
 
 if TYPE_CHECKING:
     from lmq_broker.core.state import BrokerState
@@ -219,8 +220,7 @@ class Broker:
             case Send():
                 self._send(effect.peer, effect.message, effect.body)
             case SendWork():
-                body = b"".join(self._payload(number) for number in effect.numbers)
-                self._send(effect.peer, effect.message, body)
+                self._send_work(effect)
             case Read():
                 life = self.life
                 at_ms = self.world.mono_ms + self.world.random.randint(0, self.read_ms)
@@ -229,9 +229,22 @@ class Broker:
             case _:
                 assert_never(effect)
 
-    def _payload(self, number: int) -> bytes:
-        payload = self._payloads.get(number)
-        return self.disk.tables.payloads[number] if payload is None else payload
+    def _send_work(self, effect: SendWork) -> None:
+        """Send leases with their payloads, but for those of jobs that were deleted meanwhile."""
+        numbers = iter(effect.numbers)
+        groups: list[Group] = []
+        body = b""
+        for group in effect.message.groups:
+            leases = []
+            for lease, number in zip(group.leases, numbers, strict=False):
+                payload = self._payloads.get(number, self.disk.tables.payloads.get(number))
+                if payload is not None:
+                    leases.append(lease)
+                    body += payload
+            if leases:
+                groups.append(Group(leases=leases))
+        if groups:
+            self._send(effect.peer, Work(groups=groups), body)
 
     def _read(self, life: int, effect: Read) -> None:
         if life == self.life:

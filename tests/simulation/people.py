@@ -28,12 +28,15 @@ from lmq_proto.messages import (
     ListModels,
     ListQueues,
     ListWorkers,
+    OrderModel,
     Outcome,
     Pause,
     Payload,
     Piece,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     Status,
     Submit,
     Target,
@@ -52,7 +55,9 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 QUEUES = ("default", "slow", "queries")
+WORKERS = ("w0", "w1", "w2")
 UNHEARD_OF = "unheard-of"
+ALIAS = "fast"
 
 
 class TextRead:
@@ -160,7 +165,8 @@ class Person:
         self.actions_left -= 1
         random = self.world.random
         action = random.choices(
-            (self.submit, self.change, self.look, self.read, self.leave, self.hold), (30, 20, 10, 25, 5, 5)
+            (self.submit, self.change, self.look, self.read, self.leave, self.hold, self.steer),
+            (30, 20, 10, 25, 5, 5, 8),
         )[0]
         action()
         self.world.after(random.choice((0, 20, 300, 2000, 6000)), self.act)
@@ -210,6 +216,10 @@ class Person:
         models = [random.choice(EMBEDDERS if task_type == "embed" else MODELS)]
         if random.random() < 0.2:
             models = [random.choice(EMBEDDERS), *models] if task_type == "embed" else list(MODELS)
+        elif random.random() < 0.2 and task_type != "embed":
+            models = random.choice(([ALIAS], [ALIAS, *models]))
+        elif random.random() < 0.2 and task_type == "chat":
+            models = []
         job = JobSpec(
             id=new_job_id(self.world.wall_ms, random.randbytes(10)),
             task_type=task_type,
@@ -399,11 +409,34 @@ class Person:
         )  # fmt: skip
         self.talk.command(message, b"", _ignore)
 
+    def steer(self) -> None:
+        """Order a model somewhere, or say what names stand for."""
+        random = self.world.random
+        model = random.choice((*MODELS, *EMBEDDERS, ALIAS, UNHEARD_OF))
+        kind = random.choice(("load", "unload", "pin", "unpin"))
+        worker = random.choice(WORKERS)
+        if kind in ("unload", "unpin") and random.random() < 0.3:
+            worker = ""
+        stands_for = random.choice(([], [MODELS[0]], list(MODELS)))
+        message: FromPeer = random.choice(
+            (
+                OrderModel(
+                    request_id=0, kind=kind, model=model, worker=worker, for_ms=random.choice((0, 0, 3000))
+                ),
+                SetAlias(request_id=0, name=ALIAS, models=stands_for, reset=random.random() < 0.2),
+                SetDefaultModel(request_id=0, task_type="chat", model=random.choice((*MODELS, ALIAS))),
+            )
+        )  # fmt: skip
+        self.talk.command(message, b"", _ignore)
+
     def resume_all(self) -> None:
         """Let everything go on, and ask for the end of every job of mine that was accepted."""
-        for noun, names in (("queue", QUEUES), ("worker", ("w0", "w1", "w2"))):
+        for noun, names in (("queue", QUEUES), ("worker", WORKERS)):
             for name in names:
                 self.talk.command(Resume(request_id=0, noun=noun, name=name), b"", _ignore)
+        for model in (*MODELS, *EMBEDDERS):
+            self.talk.command(OrderModel(request_id=0, kind="unpin", model=model), b"", _ignore)
+        self.talk.command(SetAlias(request_id=0, name=ALIAS, models=list(MODELS)), b"", _ignore)
         self.follow_open()
 
     def give_up(self) -> None:

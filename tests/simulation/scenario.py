@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from lmq_broker.core import leases, readers, settle
-from lmq_broker.core.settings import Settings
+from lmq_broker.core.settings import TASK_DEFAULTS, Settings, TaskDefaults
 from lmq_proto import bounds
 from lmq_proto.states import FINAL
 from simulation.broker import Broker
@@ -19,7 +19,7 @@ from simulation.network import Network
 from simulation.people import UNHEARD_OF, Person
 from simulation.real_clients import RealLine
 from simulation.real_workers import RealProcess
-from simulation.workers import Endpoint, Host, PlainProcess
+from simulation.workers import MODELS, Endpoint, Host, PlainProcess
 from simulation.world import World
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # Virtual time until all must have drained: backoffs of a minute, delays and timeouts of half a minute, some in a row.
 _CALM_MS = 900_000
 _LOOK_MS = 5000
+_DEFAULTS = TASK_DEFAULTS | {"chat": TaskDefaults(model=MODELS[0])}
 
 
 class Story(NamedTuple):
@@ -72,9 +73,11 @@ class Scenario:
     def _settings(self) -> Settings:
         random = self.world.random
         if not self.tight:
-            return Settings(policy=self.policy, text_flush_bytes=random.choice((200, 16_384)))
+            return Settings(
+                policy=self.policy, text_flush_bytes=random.choice((200, 16_384)), task_defaults=_DEFAULTS
+            )
         return Settings(
-            policy=self.policy,
+            policy=self.policy, task_defaults=_DEFAULTS,
             jobs_open=random.choice((12, 1000)), jobs_open_per_user=random.choice((6, 1000)),
             jobs_kept=random.choice((3, 1000)), tombstones=random.choice((2, 1000)),
             tombstone_ms=random.choice((5000, 7 * bounds.DAY_MS)), events_in_memory=random.choice((3, 50)),

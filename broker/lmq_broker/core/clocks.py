@@ -3,13 +3,16 @@
 import msgspec
 
 from lmq_broker.core import (
+    aliases,
     holds,
     jobs,
     leases,
     limiting,
+    orders,
     sessions,
     settle,
     shares,
+    trust,
     usage,
     users,
     views,
@@ -36,6 +39,8 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         workers.check_all(state, out, now)
         sessions.beat(state, out, now)
         holds.end_over(state, out, now)
+        orders.end_over(state, out, now)
+        trust.tend(state, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
         shares.sample(state, now)
@@ -66,12 +71,13 @@ def next_wake(state: BrokerState, now: Now) -> int:
 
 
 def change_settings(state: BrokerState, settings: Settings) -> None:
-    """Take over what of the settings may change at run time: defaults of jobs to come, limits, weights, ceilings."""
+    """Take over what may change at run time: defaults of jobs to come, aliases, limits, weights, ceilings."""
     old = state.settings
     state.settings = msgspec.structs.replace(
-        old, task_defaults=settings.task_defaults, limits=settings.limits, weights=settings.weights,
-        ceilings=settings.ceilings,
+        old, task_defaults=settings.task_defaults, aliases=settings.aliases, limits=settings.limits,
+        weights=settings.weights, ceilings=settings.ceilings,
     )  # fmt: skip
+    aliases.refresh(state)
     state.limits.change_baseline(settings.limits)
     for user in {**old.weights, **old.ceilings, **settings.weights, **settings.ceilings}:
         users.apply(state, user)

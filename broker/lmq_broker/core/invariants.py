@@ -31,6 +31,9 @@ def check(state: BrokerState) -> None:
     assert not state.jobs.keys() & state.finished.keys(), "a job is open and final"
     assert not state.finished.keys() & state.tombstones.keys(), "a job is final and deleted"
     _check_parents(state)
+    for key, order in state.orders.items():
+        assert key == (order.worker, order.model)
+        assert order.kind == "pin" or not order.until_ms
     _check_workers(state)
     _check_sessions(state)
 

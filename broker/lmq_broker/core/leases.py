@@ -2,7 +2,7 @@
 
 import heapq
 
-from lmq_broker.core import fields, jobs, readers, usage, workers
+from lmq_broker.core import fields, jobs, models, readers, trust, usage, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
@@ -41,7 +41,9 @@ _HEAP_SLACK = 1000
 def fleet(state: BrokerState) -> Fleet:
     """Return what the policy may look at."""
     paused = {name: held for name, held in state.queue_holds.items() if held.kind == "pause"}
-    return Fleet(state.workers, paused, state.worker_holds, state.fleet_version)
+    return Fleet(
+        state.workers, paused, state.worker_holds, state.fleet_version, aliases=state.aliases, orders=state.orders
+    )  # fmt: skip
 
 
 def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
@@ -72,9 +74,9 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
             if any(job.task_type not in ENGINE_TASKS or job.terms.parents for job in decision.group):
                 held[worker.name] = True
         elif isinstance(decision, Load):
-            workers.load(state, out, decision.worker, decision.model, now)
+            workers.load(state, out, decision, now)
         elif isinstance(decision, Unload):
-            workers.unload(state, out, decision.worker, decision.instance)
+            workers.unload(state, out, decision, now)
         else:
             wake_ms = decision.mono_ms if isinstance(decision, WakeAt) else None
             break
@@ -90,7 +92,8 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, slot: Slo
     job.attempt += 1
     job.epoch = state.epoch
     job.worker = worker.name
-    job.model = instance.model if instance.names else (job.models[0] if job.models else "")
+    wanted = models.expanded(job.models, state.aliases)
+    job.model = instance.model if instance.names else (wanted[0] if wanted else "")
     if not job.started_at_ms:
         job.started_at_ms = now.wall_ms
     save(state, out, job)
@@ -109,9 +112,10 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, slot: Slo
     tell(state, now, Kind.STARTED, job, worker=worker.name, model=job.model)
     return LeaseMessage(
         job_id=job.id, epoch=lease.epoch, attempt=lease.attempt, task_type=job.task_type,
-        payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(job.models), timeout_ms=timeout_ms,
-        failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect, user=job.user,
-        labels=job.terms.labels, session=job.terms.session, prompt_tokens=job.prompt_tokens,
+        payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(wanted[: bounds.MODELS]),
+        timeout_ms=timeout_ms, failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect,
+        user=job.user, labels=job.terms.labels, session=job.terms.session,
+        prompt_tokens=job.prompt_tokens,
     )  # fmt: skip
 
 
@@ -228,6 +232,8 @@ def _end_lease(
         fields.put_within(ended.engine_ms, bounds.DURATION_MS), ended.outcome == "complete", innocent,
     )  # fmt: skip
     wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
+    if ended.outcome == "crash":
+        trust.crashed(worker, lease.instance_id, now)
     close(state, worker, lease, now, spent)
     usage.lease_ended(state, lease, ended.model[: bounds.NAME_CHARS], spent, now)
     if lease.stopping:

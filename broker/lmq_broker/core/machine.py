@@ -3,12 +3,14 @@
 from typing import assert_never
 
 from lmq_broker.core import (
+    aliases,
     clocks,
     commands,
     holds,
     leases,
     limiting,
     metrics,
+    orders,
     readers,
     reasons,
     sessions,
@@ -80,6 +82,7 @@ from lmq_proto.messages import (
     ListWorkers,
     LoadEnded,
     Metrics,
+    OrderModel,
     Pause,
     Phases,
     ResetLimits,
@@ -87,6 +90,8 @@ from lmq_proto.messages import (
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     SetLimit,
     SetUser,
     Status,
@@ -211,7 +216,13 @@ def _from_client(
         case ListWorkers():
             views.list_workers(state, out, session, message, now)
         case ListModels():
-            views.list_models(state, out, session, message)
+            views.list_models(state, out, session, message, now)
+        case SetAlias():
+            aliases.set_alias(state, out, session, message, now)
+        case SetDefaultModel():
+            aliases.set_default(state, out, session, message, now)
+        case OrderModel():
+            orders.order(state, out, session, message, now)
         case SetLimit():
             limiting.set_limit(state, out, session, message, now)
         case ResetLimits():

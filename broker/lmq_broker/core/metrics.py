@@ -41,7 +41,7 @@ def _rendered(state: BrokerState, now: Now, *, users: bool) -> Iterator[str]:
     yield from _times(state)
     yield from _work(state)
     yield from _workers(state)
-    yield from _models(state)
+    yield from _models(state, now)
     yield from _broker(state, now)
     if users:
         yield from _users(state)
@@ -123,11 +123,11 @@ _OF_WORKERS: tuple[tuple[str, str, Callable[[Worker], float]], ...] = (
 )  # fmt: skip
 
 
-def _models(state: BrokerState) -> Iterator[str]:
+def _models(state: BrokerState, now: Now) -> Iterator[str]:
     slots: dict[str, int] = {}
     taken: dict[str, int] = {}
     waiting: dict[str, int] = {}
-    for model in views.all_models(state):
+    for model in views.all_models(state, now):
         if model.loaded_on or model.waiting:
             name = model.model if len(slots) < NAMED else OTHERS
             slots[name] = slots.get(name, 0) + model.slots

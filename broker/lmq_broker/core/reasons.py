@@ -1,13 +1,13 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
-from lmq_broker.core import models, views
+from lmq_broker.core import aliases, models, orders, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.reads import Context, JobsReply, ReadJobs
 from lmq_broker.core.state import BrokerState, Job, Session, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
-from lmq_proto.errors import NotFound
+from lmq_proto.errors import Field, NotFound
 from lmq_proto.ids import SHORT_CHARS, short, to_text
 from lmq_proto.messages import Hold, JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
@@ -178,7 +178,7 @@ def _why_no_place(state: BrokerState, job: Job, hints: list[str], now: Now) -> l
                 code="no_worker_for_queue", text=text, fields={"queue": job.queue, "task_type": job.task_type}
             )
         ]
-    names = frozenset(models.normal(model) for model in job.models)
+    names = frozenset(models.normal(model) for model in models.expanded(job.models, state.aliases))
     reasons: list[Reason] = []
     for worker in serving:
         told = _why_not_here(state, worker, job, names, hints, now)
@@ -212,8 +212,14 @@ def _why_not_here(
         for instance in worker.instances.values()
         if not names or not instance.names or names & instance.names
     ]
-    if any(models.suits(instance.kind, job.task_type) for instance in named):
-        return None
+    fitting = [instance for instance in named if models.suits(instance.kind, job.task_type)]
+    if fitting:
+        unload = orders.unloading(state, worker, fitting)
+        if unload is None:
+            return None
+        text = f"{worker.name} unloads {unload.model}, as {unload.by} ordered"
+        facts: dict[str, Field] = {"worker": worker.name, "model": unload.model, "by": unload.by}
+        return [Reason(code="unloading", text=text, fields=facts)]
     if worker.loading:
         text = f"{worker.name} is loading {worker.loading}"
         return [Reason(code="loading", text=text, fields={"worker": worker.name, "model": worker.loading})]
@@ -221,7 +227,7 @@ def _why_not_here(
         able = "vectors" if named[0].kind == "embedding" else "text"
         text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
         return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
-    return _why_not_loaded(worker, names, now)
+    return _why_not_loaded(state, worker, names, now)
 
 
 def names_known(state: BrokerState, worker: Worker) -> frozenset[str]:
@@ -236,14 +242,19 @@ def _why_no_model(state: BrokerState, job: Job, hints: list[str]) -> list[Reason
         return [
             Reason(code="no_model", text=f"no connected endpoint has a model loaded for {job.task_type} jobs")
         ]
-    known = [name for names in state.known_models.values() for name in names]
-    near = [name for name in models.nearest(job.models[0], known) if name not in job.models]
-    text = f"no connected endpoint has {job.models[0]}" + (f"; nearest: {', '.join(near)}" if near else "")
+    near = [
+        name for name in models.nearest(job.models[0], aliases.all_known(state)) if name not in job.models
+    ]
+    stands_for = state.aliases.get(models.normal(job.models[0]), ())
+    called = f" ({' or '.join(stands_for)})" if stands_for else ""
+    text = f"no connected endpoint has {job.models[0]}{called}" + (
+        f"; nearest: {', '.join(near)}" if near else ""
+    )
     hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
     return [Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})]
 
 
-def _why_not_loaded(worker: Worker, names: frozenset[str], now: Now) -> list[Reason]:
+def _why_not_loaded(state: BrokerState, worker: Worker, names: frozenset[str], now: Now) -> list[Reason]:
     """Return why a worker that has a model on disk has not loaded it."""
     entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
     if entry is None:
@@ -253,6 +264,16 @@ def _why_not_loaded(worker: Worker, names: frozenset[str], now: Now) -> list[Rea
         text = f"{worker.name} has {entry.model} on disk but may not load models"
     elif again_ms > now.mono_ms:
         text = f"{worker.name} could not load {entry.model}; it is tried again in {(again_ms - now.mono_ms) // 1000} s"
+    elif (pin := orders.in_the_way(state, worker)) is not None:
+        until = f" for another {_in_words(pin.until_ms - now.wall_ms)}" if pin.until_ms else ""
+        text = f"{worker.name} keeps {pin.model}, which {pin.by} pinned there{until}, and has no room for {entry.model}"
+        fields: dict[str, Field] = {
+            "worker": worker.name,
+            "model": entry.model,
+            "pinned": pin.model,
+            "by": pin.by,
+        }
+        return [Reason(code="pinned", text=text, fields=fields)]
     else:
         busy = len(worker.leases)
         text = f"{worker.name} finishes {busy} job{'s' if busy != 1 else ''}, then loads {entry.model}"

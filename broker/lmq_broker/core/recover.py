@@ -1,14 +1,16 @@
-"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, known models."""
+"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, models, aliases, orders."""
 
 from collections.abc import Iterable
 from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs, limiting, readers, users
+from lmq_broker.core import aliases, jobs, limiting, readers, users
+from lmq_broker.core.aliases import ALIAS, DEFAULT
 from lmq_broker.core.chronicle import LEDGER, Out, put, tell
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.holds import HOLD
+from lmq_broker.core.orders import ORDER
 from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.records import MetaSet, StoredJob
 from lmq_broker.core.settings import Settings
@@ -18,7 +20,7 @@ from lmq_broker.core.users import ALLOWANCE
 from lmq_broker.core.workers import KNOWN_MODELS
 from lmq_proto.events import Kind
 from lmq_proto.ids import JobId, WorkerName
-from lmq_proto.messages import Allowance, Hold
+from lmq_proto.messages import Alias, Allowance, DefaultModel, Hold, Order
 from lmq_proto.states import State
 
 EPOCH = "epoch"
@@ -103,6 +105,15 @@ def recover(
         elif name.startswith(ALLOWANCE):
             given = msgspec.msgpack.decode(value, type=Allowance)
             state.allowances[given.user] = given
+        elif name.startswith(ALIAS):
+            state.aliases_set[name.removeprefix(ALIAS)] = msgspec.msgpack.decode(value, type=Alias)
+        elif name.startswith(DEFAULT):
+            state.defaults_set[name.removeprefix(DEFAULT)] = msgspec.msgpack.decode(value, type=DefaultModel)
+        elif name.startswith(ORDER):
+            order = msgspec.msgpack.decode(value, type=Order)
+            state.orders[order.worker, order.model] = order
+    state.orders = dict(sorted(state.orders.items(), key=lambda each: (each[1].since_ms, each[0])))
+    aliases.refresh(state)
     for user in [*state.allowances, *settings.ceilings]:
         users.apply(state, user)
     state.policy.restore({

@@ -24,6 +24,7 @@ from lmq_proto.messages import (
     ListWorkers,
     LoadEnded,
     Metrics,
+    OrderModel,
     Pause,
     Phases,
     ResetLimits,
@@ -31,6 +32,8 @@ from lmq_proto.messages import (
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     SetLimit,
     SetUser,
     Status,
@@ -70,7 +73,19 @@ _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
 _STEER: frozenset[type[FromPeer]] = frozenset(
-    {Pause, Drain, Resume, Backup, SetLimit, ResetLimits, SetUser, ResetUser}
+    {
+        Pause,
+        Drain,
+        Resume,
+        Backup,
+        SetLimit,
+        ResetLimits,
+        SetUser,
+        ResetUser,
+        SetAlias,
+        SetDefaultModel,
+        OrderModel,
+    }
 )
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {

@@ -9,6 +9,8 @@ ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 """Task types with no side effects: their dispatch need not wait for the disk."""
 
 EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
+TASKS_WITH_DEFAULT = ("chat", "complete", "embed", "bulk_embed")
+"""Task types that may have a default model."""
 
 
 POOLED, EACH = "pooled", "each"
@@ -23,6 +25,8 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     failures: int = 3
     timeout_ms: int = 600_000
     keep_ms: int = 7 * bounds.DAY_MS
+    model: str = ""
+    """A model or an alias, for jobs that name none; empty: any will do."""
     expected_ms: int = 60_000
     """Of own tasks: how long one is thought to take, until some have ended."""
 
@@ -83,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True):
     """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Name -> models it stands for, where no command says otherwise."""
     limits: tuple[Limit, ...] = ()
     """Those of the file, until a command sets others."""
     open_role: str = "admin"
@@ -99,6 +105,10 @@ class Settings(msgspec.Struct, frozen=True):
     workers: int = 1000
     allowances: int = 10_000
     """Users to whom commands gave a weight or a ceiling."""
+    aliases_set: int = 1000
+    """Aliases by command."""
+    orders: int = 1000
+    """Loads and unloads that are not done yet, and pins."""
     usage_rows: int = 5000
     """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
     usage_days: int = 731

@@ -20,7 +20,7 @@ from lmq_broker.core.stimuli import HostFacts
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.events import Event
 from lmq_proto.ids import InstanceId, JobId, PeerId, UserName, WorkerName
-from lmq_proto.messages import Allowance, Capacity, EventFilter, Hold, Piece
+from lmq_proto.messages import Alias, Allowance, Capacity, DefaultModel, EventFilter, Hold, Order, Piece
 from lmq_proto.states import State
 
 if TYPE_CHECKING:
@@ -142,6 +142,35 @@ class Instance(msgspec.Struct):
     """Slots that are taken."""
 
 
+class Change(msgspec.Struct, frozen=True):
+    """A load or unload that is over, with the drain before it."""
+
+    began_ms: int
+    """Monotonic, as the next."""
+    ended_ms: int
+    model: str
+    user: str
+    """Whose job, or who, it was for."""
+    loaded: bool
+    """The model is there now; false: it was unloaded, or could not be loaded."""
+
+
+class Conduct(msgspec.Struct):
+    """How an endpoint has behaved lately. Outlives the worker's process, not the broker's."""
+
+    trust: float = 1.0
+    """As it was at `trust_ms`; it recovers from there."""
+    trust_ms: int = 0
+    crashes: dict[str, int] = msgspec.field(default_factory=dict)
+    """Instance -> when an engine last died under a job there."""
+    missed: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
+    """Instances that vanished while jobs ran on them, with model and time: whether they crashed is told soon."""
+    changes: deque[Change] = msgspec.field(default_factory=deque)
+    """Of the last hour, oldest first."""
+    told_ms: int = -1
+    """When it was last told that swaps are costly; -1: never."""
+
+
 class Worker(msgspec.Struct):
     """A worker, connected or lately gone."""
 
@@ -177,12 +206,22 @@ class Worker(msgspec.Struct):
     loading: str = ""
     """Model or instance that a `load` or `unload` is under way for."""
     loading_since_ms: int = 0
+    """Of a load; 0: an `unload` is under way."""
+    loading_for: str = ""
+    """User whose job it is done for, or who ordered it."""
+    draining_since_ms: int = 0
+    """When room began to be made for it: the beginning of what it costs."""
     command_id: int = 0
     refused_loads: dict[str, int] = msgspec.field(default_factory=dict)
     """Model -> monotonic time from which it may be tried again."""
     memory_full: bool = False
     """The last load failed for want of memory."""
     says_full_until_ms: int = 0
+    conduct: Conduct = msgspec.field(default_factory=Conduct)
+
+
+OrderKey = tuple[str, str]
+"""(worker, model): there is one order each, the latest."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -402,6 +441,19 @@ class BrokerState(msgspec.Struct):
     """In force, by command or from the settings."""
     charged_lately: deque[tuple[int, dict["FlowKey", float]]] = msgspec.field(default_factory=deque)
     """(monotonic time, what users received up to then), second by second."""
+
+    # models, as people steer them
+    aliases_set: dict[str, Alias] = msgspec.field(default_factory=dict)
+    """Normal name -> what a command made of it."""
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Normal name -> models: what is in force, by command or by the configuration file."""
+    defaults_set: dict[str, DefaultModel] = msgspec.field(default_factory=dict)
+    """Task type -> what a command made of it."""
+    orders: dict[OrderKey, Order] = msgspec.field(default_factory=dict)
+    contexts: dict[tuple[str, ...], tuple[str, int]] = msgspec.field(default_factory=dict)
+    """(task type, models ..) -> the model with the largest context and its tokens; 0: one is not known."""
+    contexts_version: int = -1
+    """`fleet_version` that they were worked out for."""
 
     # journal and events
     position: int = 0

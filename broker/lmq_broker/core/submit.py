@@ -1,6 +1,8 @@
 """Submit: each job of a batch is accepted, recognised or refused; and what the fields of a job may hold."""
 
-from lmq_broker.core import fields, jobs, limiting, models, parents, readers, users
+from collections.abc import Sequence
+
+from lmq_broker.core import aliases, contexts, fields, jobs, limiting, parents, readers, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -33,7 +35,6 @@ from lmq_proto.errors import (
     QueueDraining,
     Stopping,
     TooLarge,
-    UnknownModel,
 )
 from lmq_proto.events import Kind
 from lmq_proto.ids import JOB_ID_BYTES, JobId, UserName, to_text
@@ -173,25 +174,10 @@ def _refused(
     if hold is not None and hold.kind == "drain":
         return QueueDraining(queue)
     over = limiting.refused(state, user, queue, spec.task_type, len(payload), adding, now)
-    return _unknown_model(state, spec) if over is None else over
-
-
-def _unknown_model(state: BrokerState, spec: JobSpec) -> LmqError | None:
-    """Return an error if endpoints are known and none has any of the models asked for."""
-    if not spec.models or not state.known_models:
-        return None
-    if state.known_names is None:
-        state.known_names = frozenset(
-            name
-            for worker in state.known_models.values()
-            for model in worker
-            for name in models.names_of(model)
-        )
-    known_names = state.known_names
-    if models.ANY in known_names or any(models.normal(model) in known_names for model in spec.models):
-        return None
-    known = [name for worker in state.known_models.values() for name in worker]
-    return UnknownModel(spec.models[0], models.nearest(spec.models[0], known))
+    if over is not None:
+        return over
+    wanted = aliases.models_asked(state, spec.task_type, spec.models)
+    return aliases.unknown_model(state, wanted) or contexts.never_fits(state, spec, wanted)
 
 
 def _check_spec(state: BrokerState, spec: JobSpec) -> None:
@@ -269,7 +255,7 @@ def _accept(
         order=state.last_order,
         created_at_ms=now.wall_ms,
         payload_bytes=len(payload),
-        models=_shared_models(state, spec.models) if spec.models else (),
+        models=_shared_models(state, aliases.models_asked(state, spec.task_type, spec.models)),
         terms=_terms(state, spec, payload, waits_for, defaults),
         past=NO_PAST,
         prompt_tokens=spec.prompt_tokens,
@@ -293,7 +279,7 @@ def _accept(
     return job
 
 
-def _shared_models(state: BrokerState, models: list[str]) -> tuple[str, ...]:
+def _shared_models(state: BrokerState, models: Sequence[str]) -> tuple[str, ...]:
     """Return the models asked for as the one tuple that all such jobs have."""
     names = tuple(models)
     return state.model_lists.setdefault(names, names)

@@ -4,7 +4,18 @@ from itertools import islice
 
 import msgspec
 
-from lmq_broker.core import commands, fields, leases, parents, workers
+from lmq_broker.core import (
+    aliases,
+    commands,
+    fields,
+    leases,
+    models,
+    orders,
+    parents,
+    swapcosts,
+    trust,
+    workers,
+)
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -49,6 +60,7 @@ from lmq_proto.messages import (
     ListWorkers,
     Models,
     ModelView,
+    Order,
     Payload,
     Queues,
     QueueSize,
@@ -267,17 +279,21 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         leased=len(worker.leases), capacity=worker.capacity, loading=worker.loading,
         loading_ms=now.mono_ms - worker.loading_since_ms if worker.loading else 0,
         instances_leased={each.id: each.leased for each in worker.instances.values() if each.leased},
-        hold=state.worker_holds.get(worker.name),
+        hold=state.worker_holds.get(worker.name), trust=round(trust.trust_of(worker, now.mono_ms), 3),
+        loads=swapcosts.loads(worker, now.mono_ms), lost_ms=swapcosts.lost_ms(worker, now.mono_ms),
     )  # fmt: skip
 
 
-def list_models(state: BrokerState, out: Out, session: Session, command: ListModels) -> None:
-    """Answer with all models of all connected endpoints."""
-    inform(state, out, session.peer, Models(request_id=command.request_id, models=all_models(state)))
+def list_models(state: BrokerState, out: Out, session: Session, command: ListModels, now: Now) -> None:
+    """Answer with all models of all connected endpoints, those that are ordered too, and what else they are called."""
+    inform(state, out, session.peer, Models(
+        request_id=command.request_id, models=all_models(state, now), aliases=aliases.listed(state),
+        defaults=aliases.defaults(state),
+    ))  # fmt: skip
 
 
-def all_models(state: BrokerState) -> list[ModelView]:
-    """Return the models of all connected endpoints, by name."""
+def all_models(state: BrokerState, now: Now) -> list[ModelView]:
+    """Return the models of all connected endpoints, and those that are ordered, by name."""
     found: dict[str, ModelView] = {}
     for worker in state.workers.values():
         if worker.peer is None:
@@ -290,13 +306,30 @@ def all_models(state: BrokerState) -> list[ModelView]:
             found[instance.model] = _with(
                 view, loaded_on=worker.name, slots=instance.slots, leased=instance.leased
             )
+    given: dict[str, list[Order]] = {}
+    for order in state.orders.values():
+        # A variant, or an instance by its number, is shown with its model.
+        key = order.model if order.model in found else order.model.partition("@")[0]
+        key = key if key in found else key.rpartition(":")[0] if models.is_numbered(key) else key
+        found.setdefault(key, ModelView(model=key, kind=""))
+        given.setdefault(key, []).append(orders.shown(state, order, now))
     return [
-        ModelView(
-            model=view.model, kind=view.kind, loaded_on=view.loaded_on, on_disk_at=view.on_disk_at, slots=view.slots,
-            leased=view.leased, waiting=state.policy.waiting_for(view.model),
+        msgspec.structs.replace(
+            view, waiting=state.policy.waiting_for(view.model), aliases=_aliases_of(state, view.model),
+            orders=given.get(view.model, []),
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
+
+
+def _aliases_of(state: BrokerState, model: str) -> list[str]:
+    """Return the aliases that stand for a model or a variant of it."""
+    names = models.names_of(model)
+    return [
+        alias.name
+        for alias in aliases.listed(state)
+        if any(names & models.names_of(each) for each in alias.models)
+    ]
 
 
 def _with(

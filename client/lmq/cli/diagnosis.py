@@ -243,7 +243,7 @@ def _missing_models(facts: Facts) -> Iterator[Finding]:
     """Jobs that wait for a model that no endpoint has."""
     if not any(worker.state not in ("gone", "silent") for worker in facts.workers):
         return
-    names = {model.model.casefold() for model in facts.models}
+    names = {name.casefold() for model in facts.models for name in (model.model, *model.aliases)}
     for worker in facts.workers:
         if worker.capacity is not None:
             names |= {

@@ -24,6 +24,8 @@ KIND_COLORS = {
     "worker_down": "red",
     "breaker_open": "red",
     "load_failed": "red",
+    "foreign_use": "yellow",
+    "swaps_costly": "yellow",
     "broker_started": "yellow",
     "broker_stopped": "yellow",
 }
@@ -97,7 +99,34 @@ def _other_detail(event: Event) -> str:
             if event.detail.get(name) is not None
         ]
         return f"{', '.join(given)} by {event.detail.get('by', '?')}"
-    return event.model or _first_detail(event)
+    return _model_detail(event) or event.model or _first_detail(event)
+
+
+def _model_detail(event: Event) -> str:
+    """Return what an event says of models beside their name; nothing of the other kinds."""
+    detail = event.detail
+    match event.kind:
+        case "model_ordered":
+            return f"{detail.get('order')} {event.model} by {detail.get('by')}"
+        case "order_ended":
+            error = detail.get("error")
+            return f"{detail.get('order')} {event.model}: {detail.get('why')}" + (
+                f" ({error})" if error else ""
+            )
+        case "foreign_use":
+            return f"{event.model} {detail.get('what')} by others, trust {detail.get('trust')}"
+        case "swaps_costly":
+            models, users = detail.get("models"), detail.get("users")
+            names = "/".join(models) if isinstance(models, list) else ""
+            people = f" for {', '.join(users)}" if isinstance(users, list) and users else ""
+            return f"{detail.get('lost_s')} of {detail.get('of_s')} s lost to {names}{people}"
+        case "alias_set":
+            models = detail.get("models")
+            stands_for = " or ".join(models) if isinstance(models, list) and models else "nothing"
+            return f"{detail.get('alias')} stands for {stands_for} by {detail.get('by')}"
+        case "default_set":
+            return f"{detail.get('task_type')} runs on {event.model or 'any model'} by {detail.get('by')}"
+    return ""
 
 
 def _first_detail(event: Event) -> str:

@@ -187,7 +187,13 @@ PRIORITY = Priority()
 QUEUE = Named("queue", lambda client: [queue.name for queue in client.queues()])
 WORKER = Named("worker", lambda client: [worker.name for worker in client.workers()])
 USER = Named("user", lambda client: sorted({row.user for row in client.users().users if row.user}))
-MODEL = Named("model", lambda client: [model.model for model in client.models()])
+ALIAS = Named("alias", lambda client: [alias.name for alias in client.aliases()])
+MODEL = Named(
+    "model",
+    lambda client: [
+        *(model.model for model in client.models()), *(alias.name for alias in client.aliases()),
+    ],
+)  # fmt: skip
 JOB = Named("job", lambda client: [LAST, *(short(job.id) for job in client.jobs(limit=50))])
 STATE = click.Choice([state.value for state in State])
 KIND = click.Choice([kind.value for kind in Kind])

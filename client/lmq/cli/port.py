@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 if TYPE_CHECKING:
     from lmq import (
+        Alias,
         ChatOptions,
+        DefaultModel,
         Event,
         HealthReply,
         JobMatch,
@@ -182,6 +184,30 @@ class BrokerPort(Protocol):
 
     def reset_user(self, user: str) -> bool:
         """Take that back."""
+
+    def aliases(self) -> list[Alias]:
+        """Aliases in force."""
+
+    def default_models(self) -> list[DefaultModel]:
+        """Default models in force."""
+
+    def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        """Make a name stand for models."""
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        """Say what jobs run on that name no model."""
+
+    def load_model(self, model: str, worker: str) -> bool:
+        """Load a model once."""
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        """Unload a model."""
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        """Keep a model somewhere."""
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        """Take orders of a model back."""
 
     def health(self) -> HealthReply:
         """How the broker is."""

@@ -25,6 +25,8 @@ EXAMPLE = """
 lmq workers
 lmq workers pause gpu-2 --for 3h --now --reason gaming
 """
+_TRUSTED = 0.995
+"""From here on nothing is said of it: half of what is missing comes back in an hour."""
 
 # What keeps an instance from taking more jobs at once, in words.
 LIMITS = {
@@ -170,6 +172,13 @@ def facts(worker: WorkerView) -> list[tuple[str, str]]:
         on_disk = [f"{one.model} ({size(one.size_bytes)})" for one in worker.capacity.catalog]
         found.append(("on disk", ", ".join(on_disk)))
         found += [("note", note) for note in worker.capacity.notes]
+    if worker.loads or worker.lost_ms:
+        lost = (
+            f"; {duration(worker.lost_ms / 1000)} of the last 10 min lost to swaps" if worker.lost_ms else ""
+        )
+        found.append(("loads", f"{worker.loads:,} in the last hour{lost}"))
+    if worker.trust < _TRUSTED:
+        found.append(("trust", f"{worker.trust:.2f}: others load and unload models there"))
     return [(title, text) for title, text in found if text]
 
 

@@ -76,6 +76,9 @@ class Disk:
     """How often each job id arrived."""
     holds: set[tuple[str, str]] = field(default_factory=set)
     allowances: dict[str, tuple[float | None, int | None]] = field(default_factory=dict)
+    aliases: dict[str, list[str]] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
+    orders: list[tuple[str, str, str, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -383,7 +386,12 @@ class FakeBroker:
             case messages.ListWorkers(request_id=number):
                 return messages.Workers(request_id=number, workers=[]), b""
             case messages.ListModels(request_id=number):
-                return messages.Models(request_id=number, models=[]), b""
+                aliases = [messages.Alias(name=name, models=each) for name, each in self.disk.aliases.items()]
+                defaults = [
+                    messages.DefaultModel(task_type=task_type, model=model)
+                    for task_type, model in self.disk.defaults.items()
+                ]
+                return messages.Models(request_id=number, models=[], aliases=aliases, defaults=defaults), b""
             case messages.ListUsers(request_id=number):
                 told = [messages.Allowance(user=name, weight=weight, ceiling=ceiling)
                         for name, (weight, ceiling) in self.disk.allowances.items()]  # fmt: skip
@@ -398,6 +406,25 @@ class FakeBroker:
             case messages.ResetUser(request_id=number):
                 known = self.disk.allowances.pop(message.user, None) is not None
                 return messages.Done(request_id=number, changed=known), b""
+            case messages.SetAlias(request_id=number, name=name):
+                if message.reset or not message.models:
+                    changed = self.disk.aliases.pop(name, None) is not None
+                else:
+                    changed = self.disk.aliases.get(name) != message.models
+                    self.disk.aliases[name] = message.models
+                return messages.Done(request_id=number, changed=changed), b""
+            case messages.SetDefaultModel(request_id=number, task_type=task_type):
+                if message.reset or not message.model:
+                    changed = self.disk.defaults.pop(task_type, None) is not None
+                else:
+                    changed = self.disk.defaults.get(task_type) != message.model
+                    self.disk.defaults[task_type] = message.model
+                return messages.Done(request_id=number, changed=changed), b""
+            case messages.OrderModel(request_id=number):
+                order = (message.kind, message.model, message.worker, message.for_ms)
+                fresh = order not in self.disk.orders
+                self.disk.orders.append(order)
+                return messages.Done(request_id=number, changed=fresh), b""
             case messages.Health(request_id=number):
                 return messages.HealthReply(
                     request_id=number, software="fake", protocol=1, broker_id=b"f" * 16, epoch=self.disk.epoch,

@@ -306,6 +306,30 @@ def test_users_are_given_weights_and_ceilings(broker: FakeBroker, make_client: M
         client.set_user("anna")
 
 
+def test_models_are_steered(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    assert client.set_alias("fast", ["qwen3-8b", "qwen3-8b@q4_k_m"]) is True
+    assert client.set_alias("big", "qwen3-32b") is True
+    assert {each.name: each.models for each in client.aliases()} == {
+        "fast": ["qwen3-8b", "qwen3-8b@q4_k_m"], "big": ["qwen3-32b"],
+    }  # fmt: skip
+    assert client.set_alias("fast", []) is True
+    assert client.set_alias("big", (), reset=True) is True
+    assert client.aliases() == []
+    assert client.set_default_model("chat", "fast") is True
+    assert client.default_models() == [lmq.DefaultModel(task_type="chat", model="fast")]
+    assert client.set_default_model("chat", "", reset=True) is True
+    assert client.load_model("a", "gpu-1") is True
+    assert client.unload_model("a") is True
+    assert client.pin_model("a", "gpu-1", for_s=4 * 3600) is True
+    assert client.unpin_model("a", "gpu-1") is True
+    assert client.unpin_model("a", "gpu-1") is False
+    assert broker.disk.orders[:4] == [
+        ("load", "a", "gpu-1", 0), ("unload", "a", "", 0), ("pin", "a", "gpu-1", 14_400_000),
+        ("unpin", "a", "gpu-1", 0),
+    ]  # fmt: skip
+
+
 def test_a_job_for_another_user(broker: FakeBroker, make_client: MakeClient) -> None:
     client = make_client(broker.url)
     job = client.as_user("alice").submit("echo")

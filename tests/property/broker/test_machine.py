@@ -22,6 +22,7 @@ from lmq_proto.messages import (
     Breaker,
     Bye,
     Cancel,
+    CapacityReport,
     Credit,
     Delete,
     Drain,
@@ -36,12 +37,15 @@ from lmq_proto.messages import (
     Held,
     HostLoad,
     JobFilter,
+    JobSpec,
+    ListModels,
     ListQueues,
     ListUsers,
     ListWorkers,
     LoadEnded,
     LoadModel,
     Metrics,
+    OrderModel,
     Pause,
     PhaseReport,
     Phases,
@@ -50,6 +54,8 @@ from lmq_proto.messages import (
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     SetUser,
     Status,
     Submit,
@@ -75,6 +81,7 @@ WORKERS = ["w1", "w2"]
 SETTINGS = Settings(
     jobs_open=8, jobs_open_per_user=6, jobs_kept=3, tombstones=3, events_in_memory=4, events_per_push=3,
     text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000, usage_rows=3,
+    aliases={"fast": ("m1",)}, orders=3, load_retry_ms=3000,
 )  # fmt: skip
 LeaseKey = tuple[bytes, int, int]
 
@@ -82,7 +89,7 @@ names = st.sampled_from(NAMES)
 some_names = st.lists(names, min_size=1, max_size=3)
 clients = st.sampled_from(CLIENTS)
 workers = st.sampled_from(WORKERS)
-models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"]])
+models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"], ["fast"], ["fast", "m2"]])
 moments = st.sampled_from([0, 1, 100, 1000, 3500, 16_000])
 
 
@@ -102,7 +109,7 @@ class AnyOrder(RuleBasedStateMachine):
         """What each worker believes that it runs."""
         self.written: dict[LeaseKey, int] = {}
         self.lives = dict.fromkeys(WORKERS, 1)
-        self.commands: list[tuple[str, int, str]] = []
+        self.commands: list[tuple[str, LoadModel | UnloadModel]] = []
         self.numbers = 0
         self.said = 0
         self.cursors: dict[tuple[str, int], int] = {}
@@ -168,7 +175,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def hears(self, peer: str, message: Any) -> None:
         if isinstance(message, LoadModel | UnloadModel):
-            self.commands.append((peer, message.command_id, getattr(message, "model", "")))
+            self.commands.append((peer, message))
+            if isinstance(message, UnloadModel):
+                self.unloads(peer, message.instance_id)
         elif isinstance(message, Subscribed):
             self.cursors[peer, message.subscription_id] = message.cursor
         elif isinstance(message, Events):
@@ -186,6 +195,17 @@ class AnyOrder(RuleBasedStateMachine):
         elif isinstance(message, Finished):
             assert len({end.job_id for end in message.jobs}) == len(message.jobs)
             assert all(end.state in FINAL or end.state == "deleted" for end in message.jobs)
+
+    def unloads(self, name: str, instance_id: str) -> None:
+        """Hold an unload against what was ordered."""
+        worker, orders = self.broker.at(name), self.broker.state.orders
+        here = worker.instances[instance_id]
+        mine = [each for each in orders.values() if each.worker == name and each.model in here.names]
+        assert here.leased == 0, "unloaded under a job"
+        assert not any(each.kind == "pin" for each in mine), "a pinned model was unloaded"
+        assert here.ours or any(each.kind == "unload" for each in mine), (
+            "it is not ours, and nobody asked for it"
+        )
 
     def says(self, name: str, message: Any, body: bytes = b"") -> None:
         """Let a message come in; every other time the turn ends behind it."""
@@ -347,10 +367,60 @@ class AnyOrder(RuleBasedStateMachine):
             ))  # fmt: skip
 
     @precondition(lambda self: self.commands)
-    @rule(code=st.sampled_from(["", "insufficient_memory", "model_not_found", "load_failed"]))
-    def loaded(self, code: str) -> None:
-        name, command, _ = self.commands.pop(0)
-        self.says(name, LoadEnded(command_id=command, error=ErrorInfo(code, "no") if code else None))
+    @rule(
+        code=st.sampled_from(["", "", "insufficient_memory", "model_not_found", "load_failed"]), obeys=st.booleans()
+    )  # fmt: skip
+    def loaded(self, code: str, obeys: bool) -> None:
+        """An endpoint has done what it was told; or says so; or could not."""
+        name, command = self.commands.pop(0)
+        if not code and obeys and name.encode() in self.broker.state.sessions:
+            self.shows(name, command)
+        failed = ErrorInfo(code, "no") if code else None
+        self.says(name, LoadEnded(command_id=command.command_id, error=failed))
+
+    def shows(self, name: str, command: LoadModel | UnloadModel) -> None:
+        """Report what is loaded after a load or unload."""
+        before = self.broker.at(name).capacity
+        loaded = list(before.instances)
+        if isinstance(command, LoadModel):
+            loaded.append(
+                instance(f"{command.model}:{self.number()}", model=command.model, kind="llm", ours=True)
+            )
+        else:
+            loaded = [each for each in loaded if each.instance_id != command.instance_id]
+        self.follows_up(self.broker.says(name, CapacityReport(
+            capacity=msgspec.structs.replace(before, instances=loaded),
+        )))  # fmt: skip
+
+    @rule(who=clients, name=workers, kind=st.sampled_from(["load", "pin", "unload"]),
+          model=st.sampled_from(["m1", "m2"]), pinned=st.booleans(), ours=st.booleans())  # fmt: skip
+    def gets_its_way(self, who: str, name: str, kind: str, model: str, pinned: bool, ours: bool) -> None:
+        """The ordinary case: an endpoint that holds one model, and is busy, is told, and obeys until all is done."""
+        if name.encode() not in self.broker.state.sessions or who.encode() not in self.broker.state.sessions:
+            return
+        there = instance("i3", model="m2", kind="llm", slots=1, ours=ours)
+        self.follows_up(self.broker.has_capacity(
+            name, there, catalog=on_disk("m1", "m2"), may_load=True, models_max=1,
+        ))  # fmt: skip
+        self.says(who, Submit(request_id=self.number(), jobs=[self.a_chat("m2")]))
+        self.follows_up(self.broker.turn())
+        if pinned:
+            self.says(who, OrderModel(request_id=self.number(), kind="pin", model="m2", worker=name))
+        self.says(who, OrderModel(request_id=self.number(), kind=kind, model=model, worker=name))
+        self.says(who, Submit(request_id=self.number(), jobs=[self.a_chat("m1")]))
+        for seconds in range(60):
+            self.says(who, Heartbeat())
+            self.says(name, Heartbeat())
+            self.follows_up(self.broker.turn(1000))
+            while self.commands:
+                self.loaded("", True)
+            if seconds == 40:
+                self.works(name, "complete")
+
+    def a_chat(self, model: str) -> JobSpec:
+        """Return a job that is not there yet, if one of its names is free."""
+        free = [name for name in NAMES if job_id(name) not in self.broker.state.jobs]
+        return spec((free or NAMES)[0], task_type="chat", models=[model], priority=9)
 
     @rule(name=st.sampled_from([*CLIENTS, *WORKERS]), how=st.sampled_from(["breaks", "clogged", "bye"]))
     def leaves(self, name: str, how: str) -> None:
@@ -460,6 +530,28 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.says(who, SetUser(request_id=self.number(), user=user, weight=weight, ceiling=ceiling))
 
+    @rule(who=clients, name=workers, kind=st.sampled_from(["load", "unload", "pin", "pin", "unpin"]),
+          model=st.sampled_from(["m1", "m2", "fast", "i3"]), everywhere=st.booleans(),
+          for_ms=st.sampled_from([0, 0, 2000]))  # fmt: skip
+    def orders(self, who: str, name: str, kind: str, model: str, everywhere: bool, for_ms: int) -> None:
+        """Somebody wants a model loaded, unloaded or kept."""
+        where = "" if everywhere and kind in ("unload", "unpin") else name
+        self.says(
+            who, OrderModel(request_id=self.number(), kind=kind, model=model, worker=where, for_ms=for_ms)
+        )
+
+    @rule(who=clients, stands_for=st.sampled_from([[], ["m1"], ["m2"], ["m2", "m1"]]), reset=st.booleans(),
+          default=st.sampled_from([None, "", "m1", "fast"]))  # fmt: skip
+    def renames(self, who: str, stands_for: list[str], reset: bool, default: str | None) -> None:
+        """Somebody changes what names stand for."""
+        if default is None:
+            self.says(who, SetAlias(request_id=self.number(), name="fast", models=stands_for, reset=reset))
+        else:
+            self.says(
+                who,
+                SetDefaultModel(request_id=self.number(), task_type="chat", model=default, reset=reset),
+            )
+
     @rule(who=clients, name=names)
     def looks(self, who: str, name: str) -> None:
         for message in (
@@ -468,6 +560,7 @@ class AnyOrder(RuleBasedStateMachine):
             ListQueues(request_id=self.number()),
             ListWorkers(request_id=self.number()),
             ListUsers(request_id=self.number()),
+            ListModels(request_id=self.number()),
             Health(request_id=self.number()),
             Usage(request_id=self.number(), by=["user"]),
             Metrics(request_id=self.number(), users=True),

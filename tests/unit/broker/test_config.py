@@ -59,6 +59,19 @@ def test_bands_weights_ceilings_apps_and_rates_reach_the_core(tmp_path: Path) ->
     assert settings.rates == {"qwen3-8b": Rates(0.5, 4.0)}
 
 
+def test_aliases_and_default_models_reach_the_core(tmp_path: Path) -> None:
+    text = """
+    [broker.aliases]
+    fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]
+    [broker.tasks.chat]
+    model = "fast"
+    """
+    settings = loaded(tmp_path, text).settings()
+    assert settings.aliases == {"fast": ("qwen3-8b", "qwen3-8b@q4_k_m")}
+    assert settings.task_defaults["chat"].model == "fast"
+    assert settings.task_defaults["chat"].failures == 3
+
+
 def test_without_a_word_there_are_three_bands() -> None:
     assert BrokerConfig().settings().bands == BANDS
 
@@ -83,6 +96,11 @@ def test_without_a_word_there_are_three_bands() -> None:
         ("rates = { m = { prompt_ms = -1.0, output_ms = 1.0 } }", "rates.m"),
         ("tasks = { chat = { priority = 11 } }", "tasks.chat.priority = 11"),
         ("tasks = { chat = { failures = 0 } }", "tasks.chat.failures = 0"),
+        ("tasks = { train = { model = 'm' } }", "tasks.train.model = 'm'"),
+        ("aliases = { fast = [] }", "aliases.fast = []"),
+        ("aliases = { fast = ['m', 'Slow'], slow = ['n'] }", "aliases.fast = ['m', 'Slow']"),
+        ("aliases = { '*' = ['m'] }", "aliases.*"),
+        ("aliases = { fast = [''] }", "aliases.fast = ['']"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -92,6 +110,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> N
     assert (
         "allowed is" in str(raised.value)
         or "allowed are" in str(raised.value)
+        or "allowed for" in str(raised.value)
         or "Expected" in str(raised.value)
     )
 

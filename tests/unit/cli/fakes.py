@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from click.testing import CliRunner, Result
 
 from lmq import (
+    Alias,
+    DefaultModel,
     Event,
     HealthReply,
     JobStatus,
@@ -134,6 +136,10 @@ class FakeBroker:
     all_queues: list[QueueView] = field(default_factory=list)
     all_workers: list[WorkerView] = field(default_factory=list)
     all_models: list[ModelView] = field(default_factory=list)
+    all_aliases: list[Alias] = field(default_factory=list)
+    all_defaults: list[DefaultModel] = field(default_factory=list)
+    changes: bool = True
+    """What an alias, a default or an order is answered with."""
     all_limits: list[LimitView] = field(default_factory=list)
     sums: list[UsageRow] = field(default_factory=list)
     total: UsageRow = field(default_factory=UsageRow)
@@ -230,6 +236,36 @@ class FakeBroker:
 
     def models(self) -> list[ModelView]:
         return self.all_models
+
+    def aliases(self) -> list[Alias]:
+        return self.all_aliases
+
+    def default_models(self) -> list[DefaultModel]:
+        return self.all_defaults
+
+    def _steered(self, *what: Any) -> bool:
+        self.did.append(what)
+        if self.refusal:
+            raise self.refusal
+        return self.changes
+
+    def set_alias(self, name: str, models: Sequence[str], *, reset: bool = False) -> bool:
+        return self._steered("alias", name, list(models), reset)
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        return self._steered("default", task_type, model, reset)
+
+    def load_model(self, model: str, worker: str) -> bool:
+        return self._steered("load", model, worker)
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        return self._steered("unload", model, worker)
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        return self._steered("pin", model, worker, for_s)
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        return self._steered("unpin", model, worker)
 
     def limits(self) -> list[LimitView]:
         return self.all_limits

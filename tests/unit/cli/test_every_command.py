@@ -33,6 +33,7 @@ MINIMAL: dict[str, list[str] | None] = {
     "wait": [ID_A], "cancel": [ID_A], "retry": [ID_A], "delete": [ID_A], "update": [ID_A, "--priority", "8"],
     "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"], "set": ["running", "2"],
     "reset": ["running"],
+    "load": ["x", "--on", "w"], "unload": ["x"], "pin": ["x", "--on", "w"], "unpin": ["x"], "unalias": ["x"],
 }  # fmt: skip
 
 

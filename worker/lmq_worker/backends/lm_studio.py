@@ -54,7 +54,10 @@ class LmStudioBackend(EngineBackend):
     def __init__(self, config: WorkerConfig, spool: Spool) -> None:
         super().__init__(config, spool)
         self._ours = spool.own_instances()
+        # Instance -> the name it was loaded by, which may be a variant that the list of models does not tell.
+        self._loaded_as: dict[str, str] = {}
         self._loading = 0
+        self._loads = 0
         # Models whose load failed without a reason, and was called a lack of memory once.
         self._short_of_memory: set[str] = set()
         self._native = False
@@ -73,7 +76,7 @@ class LmStudioBackend(EngineBackend):
         return msgspec.structs.replace(capacity, notes=[*capacity.notes, *self._network_notes])
 
     async def _models(self) -> Capacity:
-        self._native = False
+        loads = self._loads
         for path, read in (("/api/v1/models", self._read_v1), ("/api/v0/models", self._read_v0)):
             try:
                 capacity = read(await self.endpoint.get(path))
@@ -82,10 +85,22 @@ class LmStudioBackend(EngineBackend):
                     raise
                 continue
             if capacity is not None:
+                # Only now: a load that comes during a look is not to be refused.
+                self._native = read == self._read_v1
+                # An answer that was on its way while a load ended does not know of it yet.
+                if self._native and not self._loading and loads == self._loads:
+                    self._forget_others(capacity.instances)
                 return capacity
+        self._native = False
         capacity = self._read_openai(await self.endpoint.get("/v1/models"))
         note = TOO_OLD if await greets(self.endpoint) else NOT_LM_STUDIO
         return msgspec.structs.replace(capacity, notes=[note])
+
+    def _forget_others(self, instances: list[InstanceInfo]) -> None:
+        """Drop what is known of instances that are no more."""
+        loaded = {instance.instance_id for instance in instances}
+        self._loaded_as = {name: model for name, model in self._loaded_as.items() if name in loaded}
+        self._keep_ours(self._ours & loaded)
 
     def answers_to(self, instance: InstanceInfo) -> frozenset[str]:
         if instance.kind == "embedding":
@@ -98,16 +113,12 @@ class LmStudioBackend(EngineBackend):
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
             return None
-        self._native = True
         instances: list[InstanceInfo] = []
         catalog: list[CatalogModel] = []
         for model in models:
             if isinstance(model, dict) and model.get("key"):
                 instances += self._v1_instances(model)
                 catalog.append(_v1_catalog(model))
-        gone = self._ours - {instance.instance_id for instance in instances}
-        if gone and not self._loading:
-            self._keep_ours(self._ours - gone)
         return Capacity(
             instances=instances,
             catalog=catalog,
@@ -124,7 +135,7 @@ class LmStudioBackend(EngineBackend):
         for loaded in _dicts(model.get("loaded_instances")):
             config = loaded["config"] if isinstance(loaded.get("config"), dict) else {}
             instance_id = str(loaded.get("id") or key)
-            names = [str(selected)] if selected else []
+            names = [str(name) for name in (selected, self._loaded_as.get(instance_id)) if name]
             found.append(
                 InstanceInfo(
                     instance_id=instance_id,
@@ -204,12 +215,14 @@ class LmStudioBackend(EngineBackend):
             instance_id = answer.get("instance_id") if isinstance(answer, dict) else None
             if not instance_id:
                 raise ServerError("the server did not say which instance it loaded")
+            self._loaded_as[str(instance_id)] = model
             self._keep_ours(self._ours | {str(instance_id)})
             self._short_of_memory.discard(model)
         except AttemptFailed as failure:
             return self._load_failure(model, failure).info()
         finally:
             self._loading -= 1
+            self._loads += 1
         return None
 
     async def unload(self, instance_id: str) -> ErrorInfo | None:

@@ -7,8 +7,9 @@ import msgspec
 
 if TYPE_CHECKING:
     from lmq_broker.core.policies.lanes import BandShare, Share
-    from lmq_broker.core.state import Instance, Job, Lease, Worker
+    from lmq_broker.core.state import Instance, Job, Lease, OrderKey, Worker
     from lmq_broker.core.stimuli import Now
+    from lmq_proto.messages import Order
 
 
 FlowKey = tuple[str, int, str]
@@ -27,13 +28,23 @@ class Load(msgspec.Struct, frozen=True):
 
     worker: "Worker"
     model: str
+    user: str = ""
+    """Whose job it is for, or who ordered it."""
+    since_ms: int = 0
+    """Monotonic time since which room was made for it; 0: there was room."""
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """Have this worker unload this instance, which lmq loaded and nothing runs on."""
+    """Have this worker unload this instance, on which nothing runs."""
 
     worker: "Worker"
     instance: "Instance"
+    user: str = ""
+    """Whose job it makes room for, or who ordered it."""
+    since_ms: int = 0
+    """Monotonic time since which it was drained."""
+    is_ordered: bool = False
+    """A person wants it gone, whoever loaded it; without that it is one that lmq loaded."""
 
 
 class WakeAt(msgspec.Struct, frozen=True):
@@ -73,7 +84,11 @@ class Fleet(msgspec.Struct, frozen=True):
     held_queues: Mapping[str, object]
     held_workers: Mapping[str, object]
     version: int
-    """Another number whenever who can run what has changed."""
+    """Another number whenever who can run what has changed, or what is ordered, or what an alias stands for."""
+    aliases: Mapping[str, tuple[str, ...]] = {}
+    """Normal form of a name -> the models it stands for."""
+    orders: "Mapping[OrderKey, Order]" = {}
+    """What people want loaded, unloaded or kept where, in the order it was said."""
 
 
 class Policy(Protocol):

@@ -234,7 +234,10 @@ class Blfq:
             return None
         self._look_at_limits(now)
         self._placing.begin(now.mono_ms)
-        waiting: WakeAt | None = None
+        decision = self._placing.carry_out(fleet)
+        if decision is not None and not isinstance(decision, WakeAt):
+            return decision
+        waiting = decision
         pools: Iterable[Pool] = self._pools.values()
         if len(self._pools) > 1:
             # Own tasks first: for what they use they may have an endpoint fall idle.

@@ -1,8 +1,9 @@
 """Which instance of which worker can run a job, and which has room. What every policy asks of the fleet."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from lmq_broker.core.models import catalog_names, normal, suits
+from lmq_broker.core.models import catalog_names, expanded, normal, on_disk, suits
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.state import Instance, Job, Worker
 
@@ -27,21 +28,31 @@ def lane_of(job: Job) -> LaneKey:
 class Places:
     """Where the jobs of one lane can run; worked out once for each change of the fleet."""
 
-    __slots__ = ("_found", "_homes", "_homes_version", "_version", "key", "names")
+    __slots__ = ("_found", "_homes", "_homes_version", "_ranks", "_version", "key", "names")
 
     def __init__(self, key: LaneKey) -> None:
         self.key = key
-        self.names = frozenset(normal(model) for model in key.models)
-        """Normal forms of the models asked for; empty: any."""
+        self._ranks: dict[str, int] = {}
+        """Normal forms of the models asked for, each with its place among them."""
         self._version = -1
         self._found: list[Instance] = []
         self._homes_version = -1
         self._homes: list[tuple[Worker, str]] = []
+        self._call({})
+
+    def _call(self, aliases: Mapping[str, tuple[str, ...]]) -> None:
+        """Take in what the names asked for stand for now."""
+        self._ranks = {}
+        for model in expanded(self.key.models, aliases):
+            self._ranks.setdefault(normal(model), len(self._ranks))
+        self.names = frozenset(self._ranks)
+        """Normal forms of the models asked for; empty: any."""
 
     def loaded(self, fleet: Fleet) -> list[Instance]:
         """Return the instances that can run these jobs, busy or not."""
         if self._version != fleet.version:
             self._version = fleet.version
+            self._call(fleet.aliases)
             self._found = [
                 instance
                 for worker in fleet.workers.values()
@@ -52,7 +63,7 @@ class Places:
         return self._found
 
     def homes(self, fleet: Fleet) -> list[tuple[Worker, str]]:
-        """Return the workers that could load a model for these jobs, with its key there; not those that have it."""
+        """Return which workers could load what for these jobs, at each the best first; not those that have a model."""
         if self._homes_version != fleet.version:
             self._homes_version = fleet.version
             have = {each.worker.name for each in self.loaded(fleet)}
@@ -60,7 +71,7 @@ class Places:
                 (worker, model)
                 for worker in fleet.workers.values()
                 if worker.capacity.may_load and worker.name not in have and self.served_by(worker)
-                if self.names and (model := self.on_disk(worker)) is not None
+                for model in self._on_disk(worker)
             ]
         return self._homes
 
@@ -70,12 +81,15 @@ class Places:
             not worker.queues or self.key.queue in worker.queues
         )
 
-    def on_disk(self, worker: Worker) -> str | None:
-        """Return the catalog's key of the first model at a worker that would do."""
-        for entry in worker.capacity.catalog:
-            if self.names & catalog_names(entry):
-                return entry.model
-        return None
+    def _on_disk(self, worker: Worker) -> list[str]:
+        """Return what of a worker's catalog would do, as a load names it, in the order asked for."""
+        found = [
+            (self._ranks[name], on_disk(entry, name))
+            for entry in worker.capacity.catalog
+            if suits(entry.kind, self.key.task_type)
+            for name in self.names & catalog_names(entry)
+        ]
+        return list(dict.fromkeys(model for _, model in sorted(found)))
 
     def _fits(self, instance: Instance) -> bool:
         named = not self.names or not instance.names or bool(self.names & instance.names)

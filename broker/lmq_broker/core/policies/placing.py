@@ -1,22 +1,28 @@
 """Which model goes where, and who waits meanwhile: between the flow whose turn it is and the model that is loaded.
 
 The loaded model is preferred to the fair choice within a budget of service and of time, and never further than a hard
-lead. A model that must go is drained first; one that something runs on, or that lmq did not load, is never evicted.
+lead. A model that must go is drained first; one that something runs on, that is pinned, or that lmq did not load, is
+never evicted. What people ordered comes before all that.
 """
+
+import math
 
 import msgspec
 
 from lmq_broker.core.limits import Bucket, Limits
 from lmq_broker.core.models import names_of
-from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt
+from lmq_broker.core.policies.base import Decision, Fleet, Load, Unload, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs
 from lmq_broker.core.policies.engines import Engines
 from lmq_broker.core.policies.lanes import Head, Lane, Pool
 from lmq_broker.core.policies.ledger import Band
+from lmq_broker.core.policies.ordered import Ordered, meant
 from lmq_broker.core.policies.places import Places, is_open, room
 from lmq_broker.core.policies.swaps import LEAST_LOAD_MS, LOAD_MS, Bypass, Memory, Swap
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.state import Instance, Job, Worker
+from lmq_broker.core.state import Instance, Job, OrderKey, Worker
+from lmq_broker.core.trust import trust_of
+from lmq_proto.messages import Order
 
 BUDGET_RATIO = 0.9
 """Of an instance's tokens that jobs may be predicted to take: predictions err."""
@@ -47,6 +53,7 @@ class Placing:
         self._costs = costs
         self._engines = engines
         self.memory = Memory()
+        self._ordered = Ordered()
         self._bypasses: dict[tuple[int, frozenset[str]], Bypass] = {}
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
@@ -73,21 +80,82 @@ class Placing:
         for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in passed_over]:
             del self._bypasses[key]
         # A swap that nobody asks for any more, as its model has come up elsewhere, would keep the endpoint for ever.
-        for name in [name for name in self._swaps if name not in self._driven]:
-            del self._swaps[name]
+        for name, swap in list(self._swaps.items()):
+            if swap.order is None and name not in self._driven:
+                del self._swaps[name]
 
     def look_at(self, fleet: Fleet, now_ms: int) -> None:
         """Take in that workers, their models, or what is asked of them have changed."""
         for worker in fleet.workers.values():
             self.memory.note(worker, now_ms)
+        self._ordered.look_at(fleet)
         for name in list(self._swaps):
             worker_or_none = fleet.workers.get(name)
             swap = self._swaps[name]
             if worker_or_none is None or worker_or_none.peer is None:
                 del self._swaps[name]
+            elif swap.order is not None:
+                if not self._ordered.is_unmet(swap.order):
+                    del self._swaps[name]
+            elif swap.victims & self._ordered.pinned(worker_or_none):
+                # What was to go stays after all, and works meanwhile.
+                self._end_swap(name)
             elif any(each.names & swap.names for each in worker_or_none.instances.values()):
                 self._end_swap(name)
         self._engines.forget_others(fleet)
+
+    def carry_out(self, fleet: Fleet) -> Decision | None:
+        """Load what is ordered to be there, unload what is ordered to go; at each worker one thing after another."""
+        if not self._ordered.has_unmet:
+            return None
+        waiting: WakeAt | None = None
+        begun: set[str] = set()
+        for key, order, worker in self._ordered.unmet(fleet):
+            if worker.name in begun:
+                continue
+            decision = self._carry_out(key, order, worker)
+            if isinstance(decision, WakeAt):
+                waiting = sooner(waiting, decision)
+            elif decision is not None:
+                return decision
+            swap = self._swaps.get(worker.name)
+            if swap is not None and swap.order == key:
+                begun.add(worker.name)
+        return waiting
+
+    def _carry_out(self, key: OrderKey, order: Order, worker: Worker) -> Decision | None:
+        """Take the next step of an order."""
+        swap = self._swaps.get(worker.name)
+        if swap is not None and swap.order != key:
+            swap = None
+        if order.kind == "unload":
+            return self._drain_for(key, order, worker, swap, meant(worker, order))
+        again_ms = worker.refused_loads.get(order.model, 0)
+        victims = self.memory.victims(worker, order.model, {}, self._ordered.pinned(worker))
+        if victims is None or again_ms > self._now_ms:
+            if swap is not None:
+                # Nobody is to wait for what cannot be done now.
+                del self._swaps[worker.name]
+            return WakeAt(again_ms) if again_ms > self._now_ms else None
+        if not victims:
+            return Load(worker, order.model, order.by, swap.since_ms if swap is not None else 0)
+        if swap is not None and any(each.leased for each in victims):
+            # What runs least changes from moment to moment: whoever is being drained goes, unless another is idle.
+            chosen = [each for each in worker.instances.values() if each.id in swap.victims]
+            victims = chosen or victims
+        return self._drain_for(key, order, worker, swap, victims)
+
+    def _drain_for(
+        self, key: OrderKey, order: Order, worker: Worker, swap: Swap | None, victims: list[Instance]
+    ) -> Decision | None:
+        """Let nothing more start on what has to go for an order, and unload what has fallen idle."""
+        ids = frozenset(each.id for each in victims)
+        if swap is None or swap.victims != ids:
+            since_ms = self._now_ms if swap is None else swap.since_ms
+            self._swaps[worker.name] = Swap(
+                ids, order.model, frozenset(), -1, -math.inf, since_ms, order.by, key
+            )
+        return self._go_on(worker, victims)
 
     def _end_swap(self, worker: str) -> None:
         swap = self._swaps.pop(worker)
@@ -203,30 +271,40 @@ class Placing:
         best: tuple[float, Worker, str, list[Instance]] | None = None
         wake_ms = 0
         begun = self._begun_for(places, homes)
+        looked_at = ""
         for worker, model in homes:
-            if not is_open(worker, fleet):
+            if not is_open(worker, fleet) or worker.name == looked_at:
                 continue
-            if worker.loading:
-                if names_of(worker.loading) & places.names:
+            swap = self._swaps.get(worker.name)
+            coming = swap.model if swap is not None and swap.order is not None else worker.loading
+            if coming:
+                if names_of(coming) & places.names:
+                    self._driven.add(worker.name)
                     return None
                 continue
             again_ms = worker.refused_loads.get(model, 0)
             if again_ms > self._now_ms:
                 wake_ms = min(wake_ms or again_ms, again_ms)
                 continue
-            victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet))
+            pinned = self._ordered.pinned(worker)
+            victims = self.memory.victims(worker, model, self._demand(pool, worker, fleet), pinned)
             if victims is None:
+                if swap is not None and swap.names & places.names:
+                    self._end_swap(worker.name)
                 continue
+            # The best of what would do there; the others are for when it cannot be loaded.
+            looked_at = worker.name
             start_ms = self.memory.load_ms(worker, model) + max(
                 (self._drain_ms(each) for each in victims), default=0.0
             )
+            start_ms /= trust_of(worker, self._now_ms)
             if worker is begun:
                 best = (start_ms, worker, model, victims)
                 break
             if best is None or start_ms < best[0]:
                 best = (start_ms, worker, model, victims)
-        if begun is not None:
-            load_ms = self.memory.load_ms(begun, self._swaps[begun.name].model)
+        if begun is not None and (swap := self._swaps.get(begun.name)) is not None:
+            load_ms = self.memory.load_ms(begun, swap.model)
             if not here or wait_ms > _HOT_LOADS * load_ms:
                 self._driven.add(begun.name)
         if best is None:
@@ -237,7 +315,9 @@ class Placing:
             return None
         swap = self._swaps.get(worker.name)
         if not victims:
-            return Load(worker, model) if swap is None or swap.names & places.names else None
+            if swap is None:
+                return Load(worker, model, head[4].user)
+            return Load(worker, model, swap.user, swap.since_ms) if swap.names & places.names else None
         if swap is not None:
             return self._go_on(worker, victims)
         return self._contest(head, heads, band, worker, model, victims, load_ms, fleet)
@@ -289,6 +369,7 @@ class Placing:
             band.index,
             head[0],
             self._now_ms,
+            head[4].user,
         )
         self._driven.add(worker.name)
         return self._go_on(worker, victims)
@@ -316,11 +397,19 @@ class Placing:
         )
 
     def _go_on(self, worker: Worker, victims: list[Instance]) -> Decision | None:
-        """Unload what has fallen idle for a swap."""
+        """Unload what has fallen idle for a swap; what did not go when it was told to is left alone for a while."""
         if worker.loading:
             return None
-        idle = next((each for each in victims if not each.leased), None)
-        return None if idle is None else Unload(worker, idle)
+        swap = self._swaps[worker.name]
+        waiting: WakeAt | None = None
+        for each in victims:
+            again_ms = worker.refused_loads.get(each.id, 0)
+            if each.leased:
+                continue
+            if again_ms <= self._now_ms:
+                return Unload(worker, each, swap.user, swap.since_ms, swap.order is not None)
+            waiting = sooner(waiting, WakeAt(again_ms))
+        return waiting
 
     def _may_pass(self, head: Head, band: Band, instance: Instance, contest: Contest) -> bool:
         """Tell whether a job may start though a flow whose turn it is waits for another model here."""
