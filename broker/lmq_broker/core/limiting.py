@@ -206,6 +206,15 @@ def _oldest_ms(state: BrokerState, limit: Limit, now: Now) -> int:
     return 0
 
 
+def empty_again(meta: dict[str, bytes], now: Now) -> list[str]:
+    """Return the journal's names of rates that have emptied since they were noted: nothing need be kept of them."""
+    return [
+        name
+        for name, value in meta.items()
+        if name.startswith(RATE) and value and msgspec.msgpack.decode(value, type=float) <= now.wall_ms
+    ]
+
+
 def restored(settings: Settings, meta: dict[str, bytes], now: Now) -> Limits:
     """Return the limits of the file, those that commands had set, and how full the rates were."""
     limits = Limits(settings.limits)

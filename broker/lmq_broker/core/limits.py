@@ -29,7 +29,7 @@ Waiting = tuple[str, str, str]
 Running = tuple[str, str, str, str, str]
 """(user, queue, task type, model, worker): the same for jobs that run."""
 _BUCKETS = 100_000
-"""Buckets of rates that are kept for users who come and go; those that are empty again are dropped beyond it."""
+"""Buckets, and kinds of jobs whose rules are known, beyond which those that say nothing are dropped."""
 
 
 class Set(msgspec.Struct, frozen=True):
@@ -104,6 +104,9 @@ class Limits:
         self._timed: list[tuple[int, int, Bucket]] = []
         self._timers = 0
         self._dirty: dict[tuple[str, str], None] = {}
+        self._tidy_at = _BUCKETS
+        self._now_ms = 0
+        """As was last told."""
         self.version = 0
         """Another number whenever a rule is another."""
         self._apply()
@@ -181,15 +184,18 @@ class Limits:
             bucket = self._buckets[name, subject] = Bucket(limit, name, subject)
             if limit.of in COUNTED:
                 bucket.used = self._count(limit, subject)
-            elif len(self._buckets) > _BUCKETS:
-                self._drop_empty()
+            if len(self._buckets) > self._tidy_at:
+                self._drop_unused()
         return bucket
 
-    def _drop_empty(self) -> None:
-        """Drop the buckets of rates out of which nothing is missing any more; the earliest made first."""
-        oldest = [key for key, each in self._buckets.items() if each.limit.of in RATES and not each.parked]
-        for key in oldest[: _BUCKETS // 10]:
-            del self._buckets[key]
+    def _drop_unused(self) -> None:
+        """Drop the buckets that say nothing: of counts that are 0, and of rates that are empty again."""
+        self._buckets = {
+            key: each
+            for key, each in self._buckets.items()
+            if each.used or each.parked or each.tat_ms > self._now_ms
+        }
+        self._tidy_at = max(_BUCKETS, 2 * len(self._buckets))
 
     def _count(self, limit: Limit, subject: str) -> float:
         """Count what is there for a bucket that is new."""
@@ -388,6 +394,7 @@ class Limits:
 
     def due(self, now_ms: int) -> list[Any]:
         """Return what was parked at rates that have room again."""
+        self._now_ms = now_ms
         freed: list[Any] = []
         while self._timed and self._timed[0][0] <= now_ms:
             bucket = heapq.heappop(self._timed)[2]

@@ -95,6 +95,8 @@ def recover(
     put(state, out, MetaSet(BROKER_ID, state.broker_id))
     put(state, out, MetaSet(SECRET, state.secret))
     put(state, out, MetaSet(EPOCH, str(state.epoch).encode()))
+    for name in limiting.empty_again(meta, now):
+        put(state, out, MetaSet(name, b""))
     for name, value in meta.items():
         if name.startswith(HOLD):
             noun, _, what = name.removeprefix(HOLD).partition("/")

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmq_broker.core.effects import WakeAt
+from lmq_broker.core.limits import Limits
 from lmq_broker.core.records import MetaSet
+from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
-from lmq_broker.core.stimuli import SettingsChanged
+from lmq_broker.core.stimuli import Now, SettingsChanged
 from lmq_proto.messages import Done, ErrorReply, Limit, LimitsReply, ListLimits, ResetLimits, SetLimit
 from unit.broker.builders import (
     MONO_MS,
@@ -354,3 +356,32 @@ def test_a_file_read_again_brings_other_limits_and_a_command_still_wins() -> Non
     sets(broker, "running", 3, task_type="train")
     broker.step(SettingsChanged(limited(Limit(of="running", value=1, task_type="train"))))
     assert names(broker) == ["t2"]
+
+
+def test_what_users_who_are_gone_have_left_is_dropped_and_what_holds_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmq_broker.core.limits._BUCKETS", 10)
+    rates = Limits([Limit(of="jobs", value=1, per_ms=1000, user="*")])
+    for number in range(100):
+        now_ms = 100 * number
+        rates.due(now_ms)
+        rates.start(number, (f"user-{number}", "q", "t", "m", "w"), 0.0, now_ms)
+    assert len(rates._buckets) <= 40
+    assert all(rates.blocks(f"user-{number}", "q", "t", 9900) for number in range(95, 100)), (
+        "these may not start yet"
+    )
+
+
+def test_rates_that_are_empty_again_leave_the_journal() -> None:
+    broker = a_broker(jobs=[ready("a")], workers=[idle("w1")])
+    sets(broker, "jobs", 1, per_ms=1000, user="*")
+    broker.turn()
+    meta = {each.name: each.value for each in only(broker.journal, MetaSet)}
+    name = "rate/jobs user=*\tann"
+    assert meta[name]
+    later = Now(MONO_MS, WALL_MS + 60_000)
+    _, effects = recover(
+        a_memory(meta=meta), Settings(), later, software="test", seed=1, fresh_id=bytes(16), fresh_secret=b"s"
+    )
+    assert [each.value for each in only(effects, MetaSet) if each.name == name] == [b""]

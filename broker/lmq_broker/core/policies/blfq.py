@@ -60,6 +60,8 @@ class Blfq:
         self._limits = limits
         self._limits_version = limits.version
         self._pools: dict[str, Pool] = {}
+        self._in_use: dict[str, Pool] = {}
+        """Those of which jobs are ready: a decision looks at no others."""
         self._homes: dict[int, JobLine] = {}
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
@@ -94,6 +96,7 @@ class Blfq:
             if places is None:
                 places = self._places[key] = Places(key)
             lane = pool.lanes[index][key] = Lane(key, places, shares=self._settings.shares)
+            self._in_use[pool.name] = pool
         line = flow.lines.get(key)
         band.enter(flow)
         if line is None:
@@ -129,8 +132,10 @@ class Blfq:
                 pool.bands[index].rest(flow)
         if not lane.jobs:
             del pool.lanes[index][line.key]
-            if not any(line.key in lanes for each in self._pools.values() for lanes in each.lanes):
+            if not any(line.key in lanes for lanes in pool.lanes):
                 del self._places[line.key]
+            if not any(pool.lanes):
+                del self._in_use[pool.name]
         pool.bands[index].leave(flow)
 
     def started(self, lease: Lease, instance: Instance, now: Now) -> None:
@@ -238,8 +243,8 @@ class Blfq:
         if decision is not None and not isinstance(decision, WakeAt):
             return decision
         waiting = decision
-        pools: Iterable[Pool] = self._pools.values()
-        if len(self._pools) > 1:
+        pools: Iterable[Pool] = self._in_use.values()
+        if len(self._in_use) > 1:
             # Own tasks first: for what they use they may have an endpoint fall idle.
             pools = sorted(pools, key=_serves_engines)
         for pool in pools:
