@@ -88,7 +88,7 @@ fresh-install: dist  ## install the built wheel into an empty environment and tr
 	"$$empty/venv/bin/python" -m pip install --quiet dist/*.whl; \
 	cd "$$empty"; \
 	venv/bin/lmq --help; \
-	for daemon in broker worker simulator; do venv/bin/lmq $$daemon --help >/dev/null; done; \
+	for daemon in broker worker simulator forecast; do venv/bin/lmq $$daemon --help >/dev/null; done; \
 	venv/bin/lmq-broker --help >/dev/null; \
 	venv/bin/lmq-worker --help >/dev/null; \
 	venv/bin/python -c 'from importlib.resources import files; import sys; \

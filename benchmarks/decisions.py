@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
-from lmq_broker.core.policies.base import Decision, Fleet, Policy, Spent
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Policy, Spent
 from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.foreseen import Parts
+from lmq_broker.core.policies.lanes import BandShare, Share
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
@@ -85,6 +86,22 @@ class Timed:
 
     def waiting_for(self, model: str) -> int:
         return self._policy.waiting_for(model)
+
+    def weigh(self, user: str, weight: float) -> None:
+        self._policy.weigh(user, weight)
+
+    def shares(self, *, idle: bool = True) -> list[Share]:
+        return self._policy.shares(idle=idle)
+
+    def bands(self) -> list[BandShare]:
+        return self._policy.bands()
+
+    @property
+    def has_shares(self) -> bool:
+        return self._policy.has_shares
+
+    def charged(self) -> dict[FlowKey, float]:
+        return self._policy.charged()
 
     def decide(self, fleet: Fleet, now: Now) -> Decision | None:
         """Decide, and note what it cost."""

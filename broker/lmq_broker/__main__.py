@@ -37,7 +37,7 @@ class _BadSettings(click.ClickException):
 )
 @click.option(
     "--policy",
-    help="Who runs next: strict (priority, then arrival; the default) or blfq (fair shares within bands).",
+    help="Who runs next: blfq (fair shares within bands; the default) or strict (priority, then arrival).",
 )
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--log-format", help="plain or json.")
@@ -80,7 +80,7 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
 
     from lmq_broker.core.invariants import check
     from lmq_broker.core.recover import recover
-    from lmq_broker.core.settings import TaskDefaults
+    from lmq_broker.core.settings import Settings
     from lmq_broker.journal.errors import JournalError
     from lmq_broker.journal.store import Journal
     from lmq_broker.shell import clock
@@ -120,16 +120,16 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     check(state)
     journal.start()
 
-    def reread() -> dict[str, TaskDefaults] | str:
+    def reread() -> Settings | str:
         try:
-            return configuration.load(config_path, overrides).task_defaults()
+            return configuration.load(config_path, overrides).settings()
         except configuration.ConfigError as error:
             return str(error)
 
     notifier = Notifier(*configuration.watchdog())
     server = Server(
         door, journal, state, notifier, wake_read, free_floor_bytes=config.free_floor_bytes,
-        payload_cache_bytes=config.payload_cache_bytes, reread_defaults=reread,
+        payload_cache_bytes=config.payload_cache_bytes, reread_settings=reread,
         announce=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     code = server.run(opening)

@@ -11,16 +11,29 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from lmq_broker.core.settings import BANDS, TASK_DEFAULTS, BandSettings, Rates, Settings, TaskDefaults
+from lmq_broker.core.limiting import check
+from lmq_broker.core.models import ANY, normal
+from lmq_broker.core.settings import (
+    BANDS,
+    EACH,
+    POOLED,
+    TASK_DEFAULTS,
+    TASKS_WITH_DEFAULT,
+    BandSettings,
+    Rates,
+    Settings,
+    TaskDefaults,
+)
 from lmq_proto import bounds
+from lmq_proto.errors import BadField
+from lmq_proto.messages import Limit
 
 PORT = 7766
 EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
-_TABLES = ("tasks", "bands", "weights", "rates")
+_TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "aliases", "limits")
 """Settings that only the file can give."""
 _PATIENCE_MAX = 1000
-_WEIGHT_MAX = 1000
 
 
 class ConfigError(Exception):
@@ -35,6 +48,43 @@ class TaskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failures: int | None = None
     timeout_s: float | None = None
     keep_s: float | None = None
+    model: str | None = None
+    """For jobs that name none; chat, complete, embed and bulk_embed only."""
+    expected_s: float | None = None
+    """Of own tasks: how long one is thought to take, until some have ended."""
+
+
+class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[broker.limits]]`: how much may run, wait, or begin in a while, until a command says otherwise."""
+
+    of: str
+    value: float
+    user: str = ""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    resource: str = ""
+    per_s: float = 0.0
+    burst: float = 0.0
+    refuse: bool = False
+
+    def limit(self) -> Limit:
+        """Return it as the core knows it.
+
+        Raises:
+            ConfigError: it says nothing, or too much.
+        """
+        limit = Limit(
+            of=self.of, value=self.value, user=self.user, queue=self.queue, task_type=self.task_type,
+            model=self.model, worker=self.worker, resource=self.resource, per_ms=int(self.per_s * 1000),
+            burst=self.burst, refuse=self.refuse,
+        )  # fmt: skip
+        try:
+            check(limit)
+        except BadField as error:
+            raise ConfigError(f"limits: {error.message}") from error
+        return limit
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,14 +101,22 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     log_format: str = "plain"
     """`plain` or `json`."""
-    policy: str = "strict"
-    """Who runs next: `strict` (priority, then arrival) or `blfq` (fair shares between users within bands)."""
+    policy: str = "blfq"
+    """Who runs next: `blfq` (fair shares between users within bands) or `strict` (priority, then arrival)."""
     bands: tuple[BandSettings, ...] = BANDS
-    """Strict groups of priorities, from the strictest on (blfq)."""
+    """Strict groups of priorities, from the strictest on."""
     weights: dict[str, float] = {}
     """User -> weight in the fair share, 1 for all others (blfq)."""
+    apps: dict[str, str] = {}
+    """App -> `pooled` (its users, named `app/user`, share as one) or `each` (each has a share); else pooled (blfq)."""
+    ceilings: dict[str, int] = {}
+    """User -> the highest priority that may be asked for; none for all others."""
     rates: dict[str, Rates] = {}
     """Model -> milliseconds of engine time a token, by which users are charged; else learnt (blfq)."""
+    aliases: dict[str, list[str]] = {}
+    """Name -> models that it stands for, best first: `[broker.aliases] fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]`."""
+    limits: list[LimitConfig] = []
+    """How much may run, wait, or begin in a while; `lmq limits set` changes it at run time."""
     open_role: str = "admin"
     """Open mode: the role of local peers, `admin` or `user`."""
     free_floor_bytes: int = 128 * 1024 * 1024
@@ -70,6 +128,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs_open: int = 2_000_000
     jobs_open_per_user: int = 1_000_000
     jobs_kept: int = 1_000_000
+    usage_days: int = 731
+    """How long the daily sums of `lmq usage` are kept."""
+    usage_rows: int = 5000
+    """Sums (user, model, task type) that one day gets; what comes beyond is summed up together."""
     seed: int = 0
     """Of the broker's chance (backoff jitter); 0: from the system."""
     tasks: dict[str, TaskConfig] = {}
@@ -79,7 +141,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Settings(
             policy=self.policy, open_role=self.open_role, payload_bytes=self.payload_bytes, jobs_open=self.jobs_open,
             jobs_open_per_user=self.jobs_open_per_user, jobs_kept=self.jobs_kept, journal_bytes=self.journal_bytes,
-            task_defaults=self.task_defaults(), bands=self.bands, weights=self.weights, rates=self.rates,
+            usage_days=self.usage_days, usage_rows=self.usage_rows, task_defaults=self.task_defaults(),
+            bands=self.bands, weights=self.weights, rates=self.rates,
+            aliases={name: tuple(models) for name, models in self.aliases.items()},
+            limits=tuple(each.limit() for each in self.limits), ceilings=self.ceilings, apps=self.apps,
         )  # fmt: skip
 
     def task_defaults(self) -> dict[str, TaskDefaults]:
@@ -93,6 +158,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 failures=base.failures if given.failures is None else given.failures,
                 timeout_ms=base.timeout_ms if given.timeout_s is None else int(given.timeout_s * 1000),
                 keep_ms=base.keep_ms if given.keep_s is None else int(given.keep_s * 1000),
+                model=given.model or "",
+                expected_ms=base.expected_ms if given.expected_s is None else int(given.expected_s * 1000),
             )
         return merged
 
@@ -189,6 +256,9 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
+    for name in ("usage_days", "usage_rows"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} = {getattr(config, name)}: allowed is 1 or more")
     lowest = [band.lowest for band in config.bands]
     if (
         not lowest
@@ -205,11 +275,21 @@ def _check(config: BrokerConfig) -> None:
                 f"band {band.name!r}: allowed is a share from 0 to below 1 and a patience from 0 to {_PATIENCE_MAX}"
             )
     for user, weight in config.weights.items():
-        if not 0 < weight <= _WEIGHT_MAX:
-            raise ConfigError(f"weights.{user} = {weight}: allowed is above 0, up to {_WEIGHT_MAX}")
+        if not 1 / bounds.WEIGHT_MAX <= weight <= bounds.WEIGHT_MAX:
+            raise ConfigError(
+                f"weights.{user} = {weight}: allowed is {1 / bounds.WEIGHT_MAX:g} to {bounds.WEIGHT_MAX}"
+            )
+    for app, how in config.apps.items():
+        if how not in (POOLED, EACH):
+            raise ConfigError(f"apps.{app} = {how!r}: allowed is {POOLED} or {EACH}")
+    for user, ceiling in config.ceilings.items():
+        if not 0 <= ceiling <= bounds.PRIORITY_MAX:
+            raise ConfigError(f"ceilings.{user} = {ceiling}: allowed is 0 to {bounds.PRIORITY_MAX}")
     for model, rates in config.rates.items():
         if min(rates.prompt_ms, rates.output_ms) < 0:
             raise ConfigError(f"rates.{model}: allowed is 0 or more milliseconds a token")
+    for each in config.limits:
+        each.limit()
     for name, task in config.tasks.items():
         if task.priority is not None and not 0 <= task.priority <= bounds.PRIORITY_MAX:
             raise ConfigError(
@@ -219,6 +299,24 @@ def _check(config: BrokerConfig) -> None:
             raise ConfigError(
                 f"tasks.{name}.failures = {task.failures}: allowed is 1 to {bounds.FAILURES_MAX}"
             )
+        if task.model and name not in TASKS_WITH_DEFAULT:
+            raise ConfigError(
+                f"tasks.{name}.model = {task.model!r}: allowed for {', '.join(TASKS_WITH_DEFAULT)} only"
+            )
+    _check_aliases(config.aliases)
+
+
+def _check_aliases(aliases: dict[str, list[str]]) -> None:
+    """Raise ConfigError for an alias that stands for nothing, for too much, or for another alias."""
+    names = {normal(name) for name in aliases}
+    for name, models in aliases.items():
+        if not 0 < len(name) <= bounds.NAME_CHARS or normal(name) in ("", ANY):
+            raise ConfigError(f"aliases.{name}: allowed are names of 1 to {bounds.NAME_CHARS} characters")
+        if not 0 < len(models) <= bounds.MODELS:
+            raise ConfigError(f"aliases.{name} = {models}: allowed are 1 to {bounds.MODELS} models")
+        for model in models:
+            if normal(model) in names or not 0 < len(model) <= bounds.NAME_CHARS:
+                raise ConfigError(f"aliases.{name} = {models}: allowed are models, not another alias")
 
 
 def _beside(url: str) -> str:

@@ -24,17 +24,22 @@ from lmq._payloads import ChatOptions, Draft, JobLike, JobMatch, JobOptions, Mes
 from lmq._sync import Client
 from lmq.errors import LmqError, NotFound, WaitTimeout
 from lmq.results import (
+    Alias,
     ChatResult,
+    DefaultModel,
     EmbedResult,
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
+    Users,
     WorkerState,
     WorkerView,
 )
@@ -245,7 +250,7 @@ class AsyncClient(Face):
         finally:
             engine.post_quietly(engine.unwatch, watch)
 
-    # --- queues, workers, models, broker -------------------------------------------------------------------------
+    # --- queues, workers, models, users, broker ------------------------------------------------------------------
 
     async def queues(self) -> list[QueueView]:
         return await self._ask(_commands.queues())
@@ -256,8 +261,58 @@ class AsyncClient(Face):
     async def models(self) -> list[ModelView]:
         return await self._ask(_commands.models())
 
+    async def users(self) -> Users:
+        return await self._ask(_commands.users())
+
+    async def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        return await self._ask(_commands.set_user(user, weight, ceiling))
+
+    async def reset_user(self, user: str) -> bool:
+        return await self._ask(_commands.reset_user(user))
+
+    async def aliases(self) -> list[Alias]:
+        return await self._ask(_commands.aliases())
+
+    async def default_models(self) -> list[DefaultModel]:
+        return await self._ask(_commands.default_models())
+
+    async def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        return await self._ask(_commands.set_alias(name, models, reset))
+
+    async def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        return await self._ask(_commands.set_default_model(task_type, model, reset))
+
+    async def load_model(self, model: str, worker: str) -> bool:
+        return await self._ask(_commands.order_model("load", model, worker))
+
+    async def unload_model(self, model: str, worker: str = "") -> bool:
+        return await self._ask(_commands.order_model("unload", model, worker))
+
+    async def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        return await self._ask(_commands.order_model("pin", model, worker, for_s))
+
+    async def unpin_model(self, model: str, worker: str = "") -> bool:
+        return await self._ask(_commands.order_model("unpin", model, worker))
+
     async def health(self) -> HealthReply:
         return await self._ask(_commands.health())
+
+    async def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        ask = _commands.usage(since, until, by, user)
+        pages = [await self._ask(ask)]
+        while pages[-1].more:
+            pages.append(await self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    async def metrics(self, *, users: bool = False) -> str:
+        return await self._ask(_commands.metrics(users))
 
     async def backup(self, path: str) -> BackupDone:
         return await self._ask(_commands.backup(path))
@@ -278,6 +333,24 @@ class AsyncClient(Face):
 
     async def resume(self, *, queue: str = "", worker: str = "") -> bool:
         return await self._ask(_commands.resume(queue, worker))
+
+    async def limits(self) -> list[LimitView]:
+        return await self._ask(_commands.limits())
+
+    async def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        return await self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    async def reset_limits(self, name: str = "") -> bool:
+        return await self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

@@ -257,10 +257,16 @@ class AsyncEmbedJob(AsyncJob[EmbedResult]):
         super().__init__(client, first.job_id, first.task_type)
         self.parts = list(parts)
 
+    @property
+    def job_ids(self) -> list[bytes]:
+        """The ids of its parts."""
+        return [part.job_id for part in self.parts]
+
     async def _accepted(self) -> Self:
         for part in self.parts:
             await part._accepted()
-        self.job_id, self.channel = self.parts[0].job_id, self.parts[0].channel
+        first = self.parts[0]
+        self.job_id, self.channel, self.given_priority = first.job_id, first.channel, first.given_priority
         return self
 
     async def wait(self, timeout_s: float | None = None) -> State:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+import msgspec
+
 from lmq import results
 from lmq._handle import refusal
 from lmq._payloads import JobMatch, UpdateOptions, id_of, models_of, ms, priority_of
@@ -161,12 +163,90 @@ def models() -> Ask[list[results.ModelView]]:
     )
 
 
+def users() -> Ask[results.Users]:
+    return Ask("the users", messages.ListUsers(request_id=0), lambda reply: cast(messages.Users, reply))
+
+
+def set_user(user: str, weight: float | None, ceiling: int | None) -> Ask[bool]:
+    if weight is None and ceiling is None:
+        raise ValueError("give a weight, a ceiling or both")
+    message = messages.SetUser(request_id=0, user=user, weight=weight, ceiling=ceiling)
+    return Ask("the setting", message, _was_changed)
+
+
+def reset_user(user: str) -> Ask[bool]:
+    return Ask("the reset", messages.ResetUser(request_id=0, user=user), _was_changed)
+
+
+def aliases() -> Ask[list[results.Alias]]:
+    return Ask(
+        "the aliases", messages.ListModels(request_id=0), lambda reply: cast(messages.Models, reply).aliases
+    )
+
+
+def default_models() -> Ask[list[results.DefaultModel]]:
+    return Ask(
+        "the default models",
+        messages.ListModels(request_id=0),
+        lambda reply: cast(messages.Models, reply).defaults,
+    )
+
+
+def set_alias(name: str, models: str | Sequence[str], reset: bool) -> Ask[bool]:
+    message = messages.SetAlias(request_id=0, name=name, models=models_of(models), reset=reset)
+    return Ask("the alias", message, _was_changed)
+
+
+def set_default_model(task_type: str, model: str, reset: bool) -> Ask[bool]:
+    message = messages.SetDefaultModel(request_id=0, task_type=task_type, model=model, reset=reset)
+    return Ask("the default model", message, _was_changed)
+
+
+def order_model(kind: str, model: str, worker: str, for_s: float | None = None) -> Ask[bool]:
+    message = messages.OrderModel(request_id=0, kind=kind, model=model, worker=worker, for_ms=ms(for_s))
+    return Ask(f"the {kind}", message, _was_changed)
+
+
 def health() -> Ask[results.HealthReply]:
     return Ask(
         "the broker's health",
         messages.Health(request_id=0),
         lambda reply: cast(messages.HealthReply, reply),
     )
+
+
+def usage(
+    since: datetime | None, until: datetime | None, by: str | Sequence[str], user: str
+) -> Ask[results.UsageReply]:
+    """Ask for the first page of the sums."""
+    message = messages.Usage(
+        request_id=0, since_ms=_at_ms(since), until_ms=_at_ms(until), by=[by] if isinstance(by, str) else list(by),
+        user=user,
+    )  # fmt: skip
+    return _usage(message)
+
+
+def usage_after(ask: Ask[results.UsageReply], page: results.UsageReply) -> Ask[results.UsageReply]:
+    """Ask for the page after another."""
+    message = cast(messages.Usage, ask.message)
+    last = page.rows[-1]
+    return _usage(msgspec.structs.replace(message, after=[getattr(last, name) for name in message.by]))
+
+
+def joined(pages: list[results.UsageReply]) -> results.UsageReply:
+    """Return several pages as one."""
+    return msgspec.structs.replace(pages[-1], rows=[row for page in pages for row in page.rows])
+
+
+def _usage(message: messages.Usage) -> Ask[results.UsageReply]:
+    return Ask("the usage", message, lambda reply: cast(messages.UsageReply, reply))
+
+
+def metrics(users: bool) -> Ask[str]:
+    def read(reply: object) -> str:
+        return reply[1].decode() if isinstance(reply, tuple) else ""
+
+    return Ask("the metrics", messages.Metrics(request_id=0, users=users), read)
 
 
 def backup(path: str) -> Ask[messages.BackupDone]:
@@ -191,6 +271,33 @@ def drain(queue: str, worker: str, reason: str) -> Ask[bool]:
 def resume(queue: str, worker: str) -> Ask[bool]:
     noun, name = _held(queue, worker)
     return Ask("the resuming", messages.Resume(request_id=0, noun=noun, name=name), _was_changed)
+
+
+def limits() -> Ask[list[results.LimitView]]:
+    return Ask(
+        "the limits",
+        messages.ListLimits(request_id=0),
+        lambda reply: cast(messages.LimitsReply, reply).limits,
+    )
+
+
+def set_limit(
+    of: str, value: float, per_s: float, burst: float, refuse: bool, names: Mapping[str, str]
+) -> Ask[bool]:
+    unknown = names.keys() - _LIMIT_NAMES
+    if unknown:
+        raise TypeError(
+            f"unknown names: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(_LIMIT_NAMES))}"
+        )
+    limit = messages.Limit(of=of, value=value, per_ms=ms(per_s), burst=burst, refuse=refuse, **names)
+    return Ask("the limit", messages.SetLimit(request_id=0, limit=limit), _was_changed)
+
+
+def reset_limits(name: str) -> Ask[bool]:
+    return Ask("the reset", messages.ResetLimits(request_id=0, name=name), _was_changed)
+
+
+_LIMIT_NAMES = frozenset({"user", "queue", "task_type", "model", "worker", "resource"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +387,9 @@ def _act(what: str, message: FromPeer) -> Ask[tuple[list[Outcome], bool]]:
 
     def read(reply: object) -> tuple[list[Outcome], bool]:
         done = cast(messages.Changed, reply)
-        outcomes = [Outcome(ids.to_text(one.job_id), one.outcome, one.error) for one in done.outcomes]
+        outcomes = [
+            Outcome(ids.to_text(one.job_id), one.outcome, one.error, one.priority) for one in done.outcomes
+        ]
         return outcomes, done.more
 
     return Ask(what, message, read)
@@ -294,6 +403,10 @@ def _held(queue: str, worker: str) -> tuple[str, str]:
 
 def _was_changed(reply: object) -> bool:
     return cast(messages.Done, reply).changed
+
+
+def _at_ms(at: datetime | None) -> int:
+    return 0 if at is None else max(0, int(at.timestamp() * 1000))
 
 
 def _ms_or_none(seconds: float | None) -> int | None:

@@ -498,14 +498,8 @@ class Dialogue:
                 break
             self._merged_in_flight += 1
             self._submit(
-                merged.tokens,
-                merged.specs,
-                merged.payloads,
-                merged.as_user,
-                False,
-                follow=merged.follow,
-                merged=True,
-            )
+                merged.tokens, merged.specs, merged.payloads, merged.as_user, False, follow=merged.follow, merged=True
+            )  # fmt: skip
         for part in _parts(self._to_unfollow):
             self._out.append(Send(messages.Unfollow(job_ids=part)))
         room = bounds.FOLLOWS - len(self._followed) + len(self._to_follow)
@@ -566,7 +560,13 @@ class Dialogue:
     # --- ends of jobs --------------------------------------------------------------------------------------------
 
     def _unwant(self, job_id: bytes) -> None:
-        """Drop the follow of a job that does not exist: whoever submitted it learns that from its outcome."""
+        """Drop the follow of a job that does not exist: whoever submitted it learns that from its outcome.
+
+        If others follow this id, it may be there from before, and only have been submitted again: the broker is asked.
+        """
+        if len(self._followed.get(job_id, ())) > 1:
+            self._to_follow[job_id] = None
+            return
         self._followed.pop(job_id, None)
         self._to_follow.pop(job_id, None)
 

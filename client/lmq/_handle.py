@@ -70,12 +70,14 @@ class Record:
 class Handle(Generic[R_co]):
     """A job that was submitted. Leaving it, or losing it, changes nothing about the job."""
 
-    __slots__ = ("_id_text", "_record", "channel", "job_id", "task_type")
+    __slots__ = ("_id_text", "_record", "channel", "given_priority", "job_id", "task_type")
 
     def __init__(self, job_id: bytes, task_type: str = "", record: Record | None = None) -> None:
         self.job_id = job_id
         self.task_type = task_type
         self.channel = b""
+        self.given_priority: int | None = None
+        """The priority that its submit was given, where its user's ceiling is under what was asked for."""
         self._record = record or Record()
         self._id_text = ""
 
@@ -85,6 +87,11 @@ class Handle(Generic[R_co]):
         if not self._id_text:
             self._id_text = ids.to_text(self.job_id)
         return self._id_text
+
+    @property
+    def job_ids(self) -> list[bytes]:
+        """The ids of all jobs under this handle, as they go over the wire."""
+        return [self.job_id]
 
     @property
     def is_ended(self) -> bool:
@@ -119,6 +126,7 @@ class Handle(Generic[R_co]):
             # An idempotency key stands for another job already.
             self.job_id, self._id_text = outcome.job_id, ""
         self.channel = outcome.channel
+        self.given_priority = outcome.priority
 
     def _learn(self, status: JobStatus) -> JobStatus:
         """Take over what a status tells about the job for good."""

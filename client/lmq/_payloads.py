@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,7 +59,10 @@ class JobOptions(TypedDict, total=False):
     """How long the result stays."""
     session: str
     """Jobs of one session prefer the endpoint that ran the last one."""
-    depends_on: Sequence[str | Handle[object]]
+    uses: Sequence[str]
+    """Named resources of your own tasks, at most 4; the name of a worker is one: its endpoint falls idle first."""
+    depends_on: Sequence[str | Handle[object] | Draft]
+    """Jobs that must be done before it starts, by id, handle or draft; if one of them fails it is cancelled."""
 
 
 class ChatOptions(JobOptions, total=False):
@@ -203,10 +207,11 @@ def embed(
     else:
         each = [options] * len(parts)
     task_type = "embed" if len(parts) == 1 else "bulk_embed"
+    merge = _merge_key(model, extra) if task_type == "embed" else ""
     return [
         _draft(
             task_type, {"input": part, "options": dict(extra or {})}, model, own,
-            max(1, sum(map(len, part)) // CHARS_PER_TOKEN), 0,
+            max(1, sum(map(len, part)) // CHARS_PER_TOKEN), 0, merge,
         )
         for part, own in zip(parts, each, strict=True)
     ]  # fmt: skip
@@ -260,8 +265,20 @@ def new_id() -> bytes:
     return ids.job_id(time.time_ns() // 1_000_000, os.urandom(10))
 
 
+def _merge_key(model: Models, extra: Mapping[str, Json] | None) -> str:
+    """Return what embeddings that may ride in one request have in common: models and options."""
+    alike = pack([list(models_of(model)), sorted((extra or {}).items())])
+    return hashlib.blake2b(alike, digest_size=8).hexdigest()
+
+
 def _draft(
-    task_type: str, payload: Json, model: Models, options: JobOptions, prompt_tokens: int, output_tokens: int
+    task_type: str,
+    payload: Json,
+    model: Models,
+    options: JobOptions,
+    prompt_tokens: int,
+    output_tokens: int,
+    merge: str = "",
 ) -> Draft:
     try:
         packed = pack(payload)
@@ -270,7 +287,7 @@ def _draft(
     if not options:
         spec = JobSpec(
             id=new_id(), task_type=task_type, payload_bytes=len(packed), models=models_of(model),
-            prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+            prompt_tokens=prompt_tokens, output_tokens=output_tokens, merge=merge,
         )  # fmt: skip
         return Draft(spec, packed)
     at = options.get("at")
@@ -292,7 +309,9 @@ def _draft(
         failures=options.get("failures") or 0,
         keep_ms=ms(options.get("keep_s")),
         session=options.get("session") or "",
-        parents=[id_of(parent) for parent in options.get("depends_on") or ()],
+        uses=list(options.get("uses") or ()),
+        merge=merge,
+        parents=_parents(options.get("depends_on") or ()),
     )
     return Draft(spec, packed)
 
@@ -306,6 +325,17 @@ def id_of(job: str | bytes | Handle[object]) -> bytes:
     if isinstance(job, bytes):
         return job
     return ids.from_text(job if isinstance(job, str) else job.id)
+
+
+def _parents(jobs: Sequence[str | Handle[object] | Draft]) -> list[bytes]:
+    """Return the ids of jobs, each once; an embedding in several jobs is all of them."""
+    found: list[bytes] = []
+    for job in jobs:
+        if isinstance(job, str):
+            found.append(id_of(job))
+        else:
+            found += [job.spec.id] if isinstance(job, Draft) else job.job_ids
+    return list(dict.fromkeys(found))
 
 
 def _refuse_unknown(options: Mapping[str, object], known: frozenset[str]) -> None:

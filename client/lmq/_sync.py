@@ -31,17 +31,22 @@ from lmq._payloads import (
 from lmq._sync_job import EmbedJob, EventStream, Job, Pipeline
 from lmq.errors import LmqError, NotFound, WaitTimeout
 from lmq.results import (
+    Alias,
     ChatResult,
+    DefaultModel,
     EmbedResult,
     HealthReply,
     JobStatus,
     Json,
+    LimitView,
     ModelView,
     Outcome,
     Progress,
     QueueSize,
     QueueView,
     Tick,
+    UsageReply,
+    Users,
     WorkerState,
     WorkerView,
 )
@@ -67,7 +72,7 @@ class Client(Face):
 
         Args:
             prompt: text, or a list of `{"role", "content"}`.
-            model: a name, an alias, or several of which any will do; None: any chat model.
+            model: a name, an alias, or several of which any will do; None: the default model, or any.
             system: text of a first message of role `system`.
             options: see `ChatOptions` and `JobOptions`.
 
@@ -259,7 +264,7 @@ class Client(Face):
     def retry(
         self, *jobs: str | Handle[object], if_attempt: int | None = None, **match: Unpack[JobMatch]
     ) -> list[Outcome]:
-        """Make ended jobs ready again, by name, or all that match; one outcome each."""
+        """Open ended jobs again, by name, or all that match; one outcome each."""
         return self._act_on(_commands.retry(_commands.target(jobs, match), if_attempt))
 
     def delete(self, *jobs: str | Handle[object], **match: Unpack[JobMatch]) -> list[Outcome]:
@@ -329,7 +334,7 @@ class Client(Face):
         finally:
             engine.post_quietly(engine.unwatch, watch)
 
-    # --- queues, workers, models, broker -------------------------------------------------------------------------
+    # --- queues, workers, models, users, broker ------------------------------------------------------------------
 
     def queues(self) -> list[QueueView]:
         """Return all queues with their counts."""
@@ -343,9 +348,111 @@ class Client(Face):
         """Return all models of all endpoints."""
         return self._ask(_commands.models())
 
+    def users(self) -> Users:
+        """Return how users and bands stand, and what users are given."""
+        return self._ask(_commands.users())
+
+    def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        """Give a user a weight, a ceiling or both, until it is reset; tell whether that changed anything.
+
+        Args:
+            user: a name, seen before or not.
+            weight: shares follow it; 1 is what others have. None: as it is.
+            ceiling: the highest priority that its jobs may be given. None: as it is.
+        """
+        return self._ask(_commands.set_user(user, weight, ceiling))
+
+    def reset_user(self, user: str) -> bool:
+        """Take back what `set_user` gave; tell whether there was anything."""
+        return self._ask(_commands.reset_user(user))
+
+    def aliases(self) -> list[Alias]:
+        """Return the aliases in force, by name: by command, or from the broker's configuration file."""
+        return self._ask(_commands.aliases())
+
+    def default_models(self) -> list[DefaultModel]:
+        """Return what jobs run on that name no model, by task type; for what is not there any model will do."""
+        return self._ask(_commands.default_models())
+
+    def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        """Make a name stand for any of some models; tell whether that changed anything.
+
+        Jobs that wait follow it. It wins over the broker's configuration file, over restarts too.
+
+        Args:
+            name: what jobs may ask for.
+            models: best first; none: the name is no alias.
+            reset: let the configuration file say again what it stands for.
+        """
+        return self._ask(_commands.set_alias(name, models, reset))
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        """Say which model or alias jobs get from now on that name none; tell whether that changed anything.
+
+        Args:
+            task_type: `chat` (and `complete`, unless it has its own), or `embed` (and `bulk_embed`).
+            model: empty: any of the right kind.
+            reset: let the configuration file say again.
+        """
+        return self._ask(_commands.set_default_model(task_type, model, reset))
+
+    def load_model(self, model: str, worker: str) -> bool:
+        """Have a worker load a model once; tell whether that is still to be done.
+
+        It returns at once. The events `order_ended` and `load_failed` tell how it went.
+        """
+        return self._ask(_commands.order_model("load", model, worker))
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        """Have a worker, or all, finish what runs on a model and unload it; tell whether that is still to be done."""
+        return self._ask(_commands.order_model("unload", model, worker))
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        """Keep a model at a worker: it is loaded when it is not there, and never evicted.
+
+        Args:
+            model: a model, variant or alias that the worker has.
+            worker: where.
+            for_s: None: until it is taken back.
+        """
+        return self._ask(_commands.order_model("pin", model, worker, for_s))
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        """Take back pins of a model, and loads and unloads that are not done yet; tell whether there were any."""
+        return self._ask(_commands.order_model("unpin", model, worker))
+
     def health(self) -> HealthReply:
         """Return how the broker is."""
         return self._ask(_commands.health())
+
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Return what jobs have used, summed by UTC day; the sums stay when the jobs are deleted.
+
+        Args:
+            since: from the day that holds this time; None: from the first day that is kept.
+            until: days that begin before this time; None: up to today.
+            by: what has rows of its own, in the order to sort by: `day`, `user`, `model`, `task_type`; none: one row.
+            user: only this user's; empty: those one may see, all or one's own.
+
+        Raises:
+            NotAllowed: the user is another, and one may not see others.
+        """
+        ask = _commands.usage(since, until, by, user)
+        pages = [self._ask(ask)]
+        while pages[-1].more:
+            pages.append(self._ask(_commands.usage_after(ask, pages[-1])))
+        return _commands.joined(pages)
+
+    def metrics(self, *, users: bool = False) -> str:
+        """Return the broker's own measurements in Prometheus' text format; with `users` (admins) those of each user."""
+        return self._ask(_commands.metrics(users))
 
     def backup(self, path: str) -> BackupDone:
         """Copy the journal to a path on the broker's machine."""
@@ -378,6 +485,37 @@ class Client(Face):
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a pause or drain; tell whether there was one."""
         return self._ask(_commands.resume(queue, worker))
+
+    def limits(self) -> list[LimitView]:
+        """Return all limits and how much of each is used."""
+        return self._ask(_commands.limits())
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit until it is reset; tell whether it was another before.
+
+        Args:
+            of: `running`, `queued`, `bytes`, the rates `jobs` and `tokens`, or the alerts `depth` and `wait`.
+            value: jobs, bytes, tokens, or for `wait` milliseconds; -1: none, where the broker's file has one.
+            per_s: of a rate: `value` in so many seconds.
+            burst: of a rate: so much at once; 0: `value`.
+            refuse: of a rate: what is over it is refused at submit; otherwise it waits.
+            names: whose jobs it is about: `user` (`*`: each by itself), `queue`, `task_type`, `model`, `worker`,
+                `resource`.
+        """
+        return self._ask(_commands.set_limit(of, value, per_s, burst, refuse, names))
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Go back to what the broker's file says of a limit, or of all; tell whether that changed anything."""
+        return self._ask(_commands.reset_limits(name))
 
     # --- itself --------------------------------------------------------------------------------------------------
 

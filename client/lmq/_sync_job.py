@@ -191,7 +191,7 @@ class Job(Handle[R_co], Generic[R_co]):
         return self._act(_commands.cancel(_commands.target([self], {}), if_attempt))
 
     def retry(self, *, if_attempt: int | None = None) -> bool:
-        """Make a dead, cancelled or expired job ready again, with no failures."""
+        """Open a dead, cancelled or expired job again, with no failures."""
         changed = self._act(_commands.retry(_commands.target([self], {}), if_attempt))
         if changed:
             self._record = Record()
@@ -231,8 +231,13 @@ class EmbedJob(Job[EmbedResult]):
     def __init__(self, client: Client, parts: Sequence[Job[EmbedResult]]) -> None:
         first = parts[0]
         super().__init__(client, first.job_id, first.task_type)
-        self.channel = first.channel
+        self.channel, self.given_priority = first.channel, first.given_priority
         self.parts = list(parts)
+
+    @property
+    def job_ids(self) -> list[bytes]:
+        """The ids of its parts."""
+        return [part.job_id for part in self.parts]
 
     def wait(self, timeout_s: float | None = None) -> State:
         """Wait for the end of all parts; the state is `done`, or that of the first part that is not."""
@@ -263,7 +268,7 @@ class EmbedJob(Job[EmbedResult]):
         return True in [part.cancel(if_attempt=if_attempt) for part in self.parts if not part.is_ended]
 
     def retry(self, *, if_attempt: int | None = None) -> bool:
-        """Make all parts that ended without a result ready again."""
+        """Open all parts again that ended without a result."""
         return True in [part.retry(if_attempt=if_attempt) for part in self.parts if part.wait() != State.DONE]
 
     def update(self, **changes: Unpack[UpdateOptions]) -> bool:

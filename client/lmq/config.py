@@ -1,7 +1,7 @@
 """Where the client finds its broker and its name: the only file of the SDK that reads the environment.
 
 Order: what the caller says, then `LMQ_URL` and `LMQ_USER`, then the table `[client]` of config.toml (keys `url`,
-`user`, `as`), then the default.
+`user`, `as`), then the default. `LMQ_PRICE_HOUR` and its key `price_hour` are for `lmq usage` alone.
 """
 
 from __future__ import annotations
@@ -84,6 +84,27 @@ def load(
     return Settings(urls, _text(name), _text(on_behalf), origins)
 
 
+def price_hour() -> float | None:
+    """Return what an hour of engine time costs; None: nobody said.
+
+    Raises:
+        BadConfig: it is no number, or below 0.
+    """
+    told: object = os.environ.get("LMQ_PRICE_HOUR") or None
+    origin = "environment variable LMQ_PRICE_HOUR"
+    if told is None:
+        told, origin = _read_table(config_path()).get("price_hour"), str(config_path())
+    if told is None:
+        return None
+    try:
+        price = float(told) if isinstance(told, str | int | float) else -1.0
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise BadConfig(origin, f"price_hour = {told!r} must be a number, 0 or more")
+    return price
+
+
 def default_url() -> str:
     """Return the local broker's socket file if there is one, this account's before the machine's; else its port."""
     if sys.platform != "win32":
@@ -114,7 +135,7 @@ def account_name() -> str:
         return "unknown"
 
 
-def _read_file(path: Path) -> dict[str, ConfigValue]:
+def _read_table(path: Path) -> dict[str, object]:
     """Return the table `[client]`, empty when there is no file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -128,8 +149,13 @@ def _read_file(path: Path) -> dict[str, ConfigValue]:
         raise BadConfig(str(path), f"is no TOML: {error}") from error
     if not isinstance(table, dict):
         raise BadConfig(str(path), "client must be a table: [client]")
+    return table
+
+
+def _read_file(path: Path) -> dict[str, ConfigValue]:
+    """Return the texts, and lists of texts, of the table `[client]`."""
     found: dict[str, ConfigValue] = {}
-    for key, value in table.items():
+    for key, value in _read_table(path).items():
         if isinstance(value, str) or (
             isinstance(value, list) and all(isinstance(item, str) for item in value)
         ):

@@ -17,8 +17,12 @@ from lmq_proto.errors import (
     IdempotencyConflict,
     LimitReached,
     LmqError,
+    MayNotLoad,
+    NeverFits,
+    NoRoom,
     NotAllowed,
     NotFound,
+    ParentEnded,
     ProtocolError,
     QueueDraining,
     Stopping,
@@ -50,9 +54,13 @@ __all__ = [
     "JobNotDone",
     "LimitReached",
     "LmqError",
+    "MayNotLoad",
+    "NeverFits",
+    "NoRoom",
     "NotAllowed",
     "NotFound",
     "NotReachable",
+    "ParentEnded",
     "PartlyRefused",
     "ProtocolError",
     "QueueDraining",
@@ -140,12 +148,13 @@ class JobDead(JobNotDone):
 
 
 class JobCancelled(JobNotDone):
-    """A person or program cancelled the job."""
+    """A person or program cancelled the job, or a job that it was to wait for failed."""
 
     code = "job_cancelled"
 
     def __init__(self, job_id: str, story: Sequence[ErrorInfo] = ()) -> None:
-        super().__init__(job_id, f"job {job_id} was cancelled", story)
+        why = f": {story[-1].message}" if story and story[-1].code == ParentEnded.code else ""
+        super().__init__(job_id, f"job {job_id} was cancelled{why}", story)
 
 
 class JobExpired(JobNotDone):

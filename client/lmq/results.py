@@ -12,23 +12,38 @@ import msgspec
 from lmq_proto import ids, states
 from lmq_proto.errors import ErrorInfo, Field, ProtocolError
 from lmq_proto.messages import (
+    Alias,
+    Allowance,
+    BandView,
+    DefaultModel,
     HealthReply,
     Hold,
     InstanceInfo,
     JobView,
+    Limit,
+    LimitView,
     ModelView,
+    Order,
     Progress,
     QueueSize,
     QueueView,
     Reason,
     Tick,
+    UsageReply,
+    UsageRow,
+    Users,
+    UserView,
     WhyReply,
     WorkerState,
     WorkerView,
 )
 
 __all__ = [
+    "Alias",
+    "Allowance",
+    "BandView",
     "ChatResult",
+    "DefaultModel",
     "EmbedResult",
     "ErrorInfo",
     "Event",
@@ -37,7 +52,10 @@ __all__ = [
     "InstanceInfo",
     "JobStatus",
     "Json",
+    "Limit",
+    "LimitView",
     "ModelView",
+    "Order",
     "Outcome",
     "Piece",
     "Progress",
@@ -47,6 +65,10 @@ __all__ = [
     "Restart",
     "Tick",
     "Usage",
+    "UsageReply",
+    "UsageRow",
+    "UserView",
+    "Users",
     "Why",
     "WorkerState",
     "WorkerView",
@@ -146,6 +168,12 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Topic of its progress on the PUB socket."""
     error: ErrorInfo | None = None
     story: list[ErrorInfo] = []
+    parents: list[str] = []
+    """Ids of the jobs that must be done before it starts."""
+    waits_for: list[str] = []
+    """Those of them that are not done yet."""
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
     @property
     def is_final(self) -> bool:
@@ -156,10 +184,13 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, view: JobView) -> JobStatus:
         """Return the wire's view with its id as text."""
         fields = {name: getattr(view, name) for name in _VIEW_FIELDS}
-        return cls(**fields, id=ids.to_text(view.id))
+        return cls(
+            **fields, id=ids.to_text(view.id), parents=[ids.to_text(each) for each in view.parents],
+            waits_for=[ids.to_text(each) for each in view.waits_for],
+        )  # fmt: skip
 
 
-_VIEW_FIELDS = tuple(name for name in JobView.__struct_fields__ if name != "id")
+_VIEW_FIELDS = tuple(name for name in JobView.__struct_fields__ if name not in ("id", "parents", "waits_for"))
 
 
 class Why(msgspec.Struct, frozen=True):
@@ -201,6 +232,8 @@ class Outcome(msgspec.Struct, frozen=True):
     job_id: str
     outcome: str
     error: ErrorInfo | None = None
+    priority: int | None = None
+    """What an update gave it, where its user's ceiling is under what was asked for."""
 
 
 class Piece(msgspec.Struct, frozen=True):

@@ -21,8 +21,12 @@ LABELS = 16
 LABEL_CHARS = 256
 MODELS = 16
 PARENTS = 64
+CHILDREN = 1000
+"""Jobs that wait for one open job: the end of one moves no more than a step may."""
 PRIORITY_MAX = 9
 FAILURES_MAX = 100
+WEIGHT_MAX = 1000
+"""Of a user; the least is one over it."""
 REASON_CHARS = 500
 ERROR_FIELDS_BYTES = 4096
 """What the fields of a worker's error may take in a header; the story of a job keeps 20 errors."""
@@ -34,6 +38,8 @@ TEXT_BYTES = 1024 * 1024
 """Text in one text message."""
 PAGE_JOBS = 1000
 """Jobs in one page of a listing."""
+USAGE_ROWS = 2000
+"""Rows in one page of usage: with names of any length they fit a header."""
 DAY_MS = 86_400_000
 DURATION_MS = 366 * DAY_MS
 """Every delay, expiry, timeout, keep and pause."""

@@ -11,6 +11,8 @@ import msgspec
 
 _SHOWN_CHARS = 80
 """How much of a wrong value an error repeats."""
+_SHORT_CHARS = 6
+"""How much of a whole id a sentence shows, as `ids.SHORT_CHARS` says, which cannot be asked here."""
 
 Scalar = str | int | float | bool
 Field = Scalar | list[str] | None
@@ -166,6 +168,52 @@ class UnknownModel(LmqError):
         self.model, self.nearest = model, nearest
 
 
+class NeverFits(LmqError):
+    """No endpoint can hold so many tokens with any of the models asked for."""
+
+    code = "never_fits"
+
+    def __init__(self, model: str, tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            f"the job needs {tokens} tokens and {model} holds {context_tokens} at most; shorten it, "
+            "or name a model with a larger context",
+            model=model,
+            tokens=tokens,
+            context_tokens=context_tokens,
+        )
+        self.model, self.tokens, self.context_tokens = model, tokens, context_tokens
+
+
+class MayNotLoad(LmqError):
+    """The worker loads and unloads no models."""
+
+    code = "may_not_load"
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(
+            f"worker {worker} loads and unloads no models: its server cannot, or it was started with --no-load",
+            worker=worker,
+        )
+        self.worker = worker
+
+
+class NoRoom(LmqError):
+    """What is in an endpoint's memory, and has to stay, leaves no room for a model."""
+
+    code = "no_room"
+
+    def __init__(self, model: str, worker: str, models_max: int, staying: list[str]) -> None:
+        super().__init__(
+            f"worker {worker} holds {models_max} at once and {', '.join(staying)} stays there, so that {model} has no "
+            "room; type: lmq models unload, or lmq models unpin",
+            model=model,
+            worker=worker,
+            models_max=models_max,
+            staying=staying,
+        )
+        self.model, self.worker, self.models_max, self.staying = model, worker, models_max, staying
+
+
 class IdempotencyConflict(LmqError):
     """Another payload was submitted under the same key."""
 
@@ -176,6 +224,16 @@ class IdempotencyConflict(LmqError):
             f"key {key!r} belongs to job {job_id}, which has another payload", key=key, job_id=job_id
         )
         self.key, self.job_id = key, job_id
+
+
+class ParentEnded(LmqError):
+    """A job that was to wait for another never could start: that one has ended without a result."""
+
+    code = "parent_ended"
+
+    def __init__(self, parent: str, state: str) -> None:
+        super().__init__(f"its parent {parent[-_SHORT_CHARS:]} is {state}", parent=parent, state=state)
+        self.parent, self.state = parent, state
 
 
 class WrongState(LmqError):
@@ -275,8 +333,8 @@ WIRE_ERRORS: dict[str, type[LmqError]] = {
     error.code: error
     for error in (
         ProtocolError, UpgradeRequired, BadField, TooLarge, NotAllowed, NotFound, LimitReached, QueueDraining,
-        UnknownModel, IdempotencyConflict, WrongState, AttemptMoved, CursorExpired, DiskFull, Stopping, EndpointTaken,
-        BackupFailed,
+        UnknownModel, NeverFits, MayNotLoad, NoRoom, IdempotencyConflict, ParentEnded, WrongState, AttemptMoved,
+        CursorExpired, DiskFull, Stopping, EndpointTaken, BackupFailed,
     )
 }  # fmt: skip
 

@@ -14,19 +14,38 @@ from lmq_proto.nouns import (
     Drain as Drain,
     Health as Health,
     HealthReply as HealthReply,
+    LimitsReply as LimitsReply,
+    ListLimits as ListLimits,
     ListModels as ListModels,
     ListQueues as ListQueues,
+    ListUsers as ListUsers,
     ListWorkers as ListWorkers,
+    Metrics as Metrics,
+    MetricsReply as MetricsReply,
     Models as Models,
+    OrderModel as OrderModel,
     Pause as Pause,
     Queues as Queues,
+    ResetLimits as ResetLimits,
+    ResetUser as ResetUser,
     Resume as Resume,
+    SetAlias as SetAlias,
+    SetDefaultModel as SetDefaultModel,
+    SetLimit as SetLimit,
+    SetUser as SetUser,
+    Usage as Usage,
+    UsageReply as UsageReply,
+    Users as Users,
     Workers as Workers,
 )
 from lmq_proto.parts import (
+    Alias as Alias,
+    Allowance as Allowance,
+    BandView as BandView,
     Breaker as Breaker,
     Capacity as Capacity,
     CatalogModel as CatalogModel,
+    DefaultModel as DefaultModel,
     Ended as Ended,
     EventFilter as EventFilter,
     Group as Group,
@@ -40,7 +59,10 @@ from lmq_proto.parts import (
     JobView as JobView,
     Lease as Lease,
     LeaseRef as LeaseRef,
+    Limit as Limit,
+    LimitView as LimitView,
     ModelView as ModelView,
+    Order as Order,
     Outcome as Outcome,
     Part as Part,
     PhaseReport as PhaseReport,
@@ -49,6 +71,8 @@ from lmq_proto.parts import (
     Reason as Reason,
     Target as Target,
     TextMark as TextMark,
+    UsageRow as UsageRow,
+    UserView as UserView,
     WorkerView as WorkerView,
 )
 
@@ -515,13 +539,15 @@ class Progress(Part, frozen=True, kw_only=True):
 FromClient = (
     Hello | Submit | Follow | Unfollow | FollowText | Credit | Status | ListJobs | GetPayload | Why | Cancel | Retry
     | Delete | Update | Subscribe | Unsubscribe | Pause | Drain | Resume | ListQueues | ListWorkers | ListModels
-    | Health | Backup
+    | SetAlias | SetDefaultModel | OrderModel | SetLimit | ResetLimits | ListLimits | ListUsers | SetUser | ResetUser
+    | Health | Usage | Metrics | Backup
 )  # fmt: skip
 FromWorker = Enlist | Results | Phases | TextReport | CapacityReport | LoadEnded
 FromPeer = FromClient | FromWorker | Heartbeat | Bye
 ToClient = (
     Welcome | Submitted | Followed | Finished | Text | Statuses | Listed | Payload | WhyReply | Changed | Subscribed
-    | Events | Done | Queues | Workers | Models | HealthReply | BackupDone
+    | Events | Done | Queues | Workers | Models | LimitsReply | Users | HealthReply | UsageReply | MetricsReply
+    | BackupDone
 )  # fmt: skip
 ToWorker = Enlisted | Work | Acked | Stop | TextDurable | LoadModel | UnloadModel
 ToPeer = ToClient | ToWorker | Heartbeat | Bye | Who | ErrorReply
@@ -533,9 +559,11 @@ FROM_PEER: dict[str, type[FromPeer]] = {
     "credit": Credit, "status": Status, "list": ListJobs, "get_payload": GetPayload, "why": Why, "cancel": Cancel,
     "retry": Retry, "delete": Delete, "update": Update, "subscribe": Subscribe, "unsubscribe": Unsubscribe,
     "pause": Pause, "drain": Drain, "resume": Resume, "list_queues": ListQueues, "list_workers": ListWorkers,
-    "list_models": ListModels, "health": Health, "backup": Backup, "enlist": Enlist, "results": Results,
-    "phases": Phases, "text_report": TextReport, "capacity": CapacityReport, "load_ended": LoadEnded,
-    "heartbeat": Heartbeat, "bye": Bye,
+    "list_models": ListModels, "set_alias": SetAlias, "set_default_model": SetDefaultModel, "order_model": OrderModel,
+    "set_limit": SetLimit, "reset_limits": ResetLimits, "list_limits": ListLimits, "list_users": ListUsers,
+    "set_user": SetUser, "reset_user": ResetUser, "health": Health, "usage": Usage, "metrics": Metrics,
+    "backup": Backup, "enlist": Enlist, "results": Results, "phases": Phases, "text_report": TextReport,
+    "capacity": CapacityReport, "load_ended": LoadEnded, "heartbeat": Heartbeat, "bye": Bye,
 }  # fmt: skip
 """Verb to header: what a client or worker sends."""
 
@@ -543,7 +571,8 @@ TO_PEER: dict[str, type[ToPeer]] = {
     "welcome": Welcome, "submitted": Submitted, "followed": Followed, "finished": Finished, "text": Text,
     "statuses": Statuses, "listed": Listed, "payload": Payload, "why_reply": WhyReply, "changed": Changed,
     "subscribed": Subscribed, "events": Events, "done": Done, "queues": Queues, "workers": Workers, "models": Models,
-    "health_reply": HealthReply, "backup_done": BackupDone, "enlisted": Enlisted, "work": Work, "acked": Acked,
+    "limits": LimitsReply, "users": Users, "health_reply": HealthReply, "usage_reply": UsageReply,
+    "metrics_reply": MetricsReply, "backup_done": BackupDone, "enlisted": Enlisted, "work": Work, "acked": Acked,
     "stop": Stop, "text_durable": TextDurable, "load": LoadModel, "unload": UnloadModel, "heartbeat": Heartbeat,
     "bye": Bye, "who": Who, "error": ErrorReply,
 }  # fmt: skip

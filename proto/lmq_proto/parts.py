@@ -34,7 +34,13 @@ class JobSpec(Part, frozen=True, kw_only=True):
     """Charged attempts after which it is dead."""
     keep_ms: int = 0
     session: str = ""
+    """Jobs of one session prefer the endpoint that ran the last of them."""
+    uses: list[str] = []
+    """Named resources it holds while it runs; a worker's name is one: its endpoint is drained first."""
+    merge: str = ""
+    """Jobs with one merge key may ride in one request, each with its own lease, charge and result; empty: alone."""
     parents: list[bytes] = []
+    """Jobs that must be done before it starts."""
     root: bytes = b""
 
 
@@ -46,6 +52,8 @@ class Outcome(Part, frozen=True, kw_only=True):
     channel: bytes = b""
     """Random topic of this job's progress on the PUB socket."""
     error: ErrorInfo | None = None
+    priority: int | None = None
+    """What it was given, where its user's ceiling is under what was asked for."""
 
 
 class JobEnd(Part, frozen=True, kw_only=True):
@@ -117,6 +125,11 @@ class JobView(Part, frozen=True, kw_only=True):
     channel: bytes = b""
     error: ErrorInfo | None = None
     story: list[ErrorInfo] = []
+    parents: list[bytes] = []
+    waits_for: list[bytes] = []
+    """Those of its parents that are not done yet."""
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
 
 class JobFilter(Part, frozen=True, kw_only=True):
@@ -170,6 +183,30 @@ class Hold(Part, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class UsageRow(Part, frozen=True, kw_only=True):
+    """Sums over some days, users, models and task types; of these only what they were asked apart by is named."""
+
+    day: str = ""
+    """UTC, as `2026-11-23`."""
+    user: str = ""
+    model: str = ""
+    task_type: str = ""
+    done: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+    """Of all attempts, the failed ones too, as their workers counted."""
+    wait_p50_ms: int | None = None
+    """From accepted to the first start; None: no job that ended had started."""
+    wait_p95_ms: int | None = None
+    run_p50_ms: int | None = None
+    """From the first start to the end."""
+    run_p95_ms: int | None = None
+
+
 class QueueView(Part, frozen=True, kw_only=True):
     """A queue and how many jobs of it are in each open state."""
 
@@ -185,6 +222,55 @@ class QueueView(Part, frozen=True, kw_only=True):
     hold: Hold | None = None
 
 
+class UserView(Part, frozen=True, kw_only=True):
+    """How one user stands in one band of one pool, or several of them in one row."""
+
+    pool: str
+    """`llm`, or `tasks/QUEUE` for the own tasks of a queue."""
+    band: str
+    user: str = ""
+    """Empty: those of others whom the asker may not see, or who are too many to be named."""
+    users: int = 1
+    """How many the row sums up."""
+    weight: float = 1.0
+    running: int = 0
+    queued: int = 0
+    wanted_ratio: float = 0.0
+    """Weight over the weights of all who wait or run in the band; 0 for who does neither."""
+    received_ratio: float = 0.0
+    """Of the engine time that was charged in the band within the last minute."""
+    service_ms: int = 0
+    """Engine time received, or forgiven to who came late."""
+    key_ms: int = 0
+    """Who has the smallest of the band is served next."""
+
+
+class BandView(Part, frozen=True, kw_only=True):
+    """One band of one pool."""
+
+    pool: str
+    name: str
+    lowest: int
+    """Its lowest priority."""
+    share_ratio: float = 0.0
+    """Least share of what stricter bands get."""
+    queued: int = 0
+    running: int = 0
+    owed_ms: int = 0
+    """Of its least share, in engine time."""
+
+
+class Allowance(Part, frozen=True, kw_only=True):
+    """What a user is given: a weight in the fair share, and a ceiling of the priorities that may be asked for."""
+
+    user: str
+    weight: float | None = None
+    ceiling: int | None = None
+    by: str = ""
+    """Who set it; empty: the configuration file."""
+    since_ms: int = 0
+
+
 class InstanceInfo(Part, frozen=True, kw_only=True):
     """A model loaded at an endpoint, with room for `slots` jobs at once."""
 
@@ -194,7 +280,11 @@ class InstanceInfo(Part, frozen=True, kw_only=True):
     kind: str = "llm"
     """`llm`, `embedding` or `any`."""
     slots: int = 1
+    limit_by: str = ""
+    """What keeps `slots` from being more, a word for people."""
     context_tokens: int = 0
+    budget_tokens: int = 0
+    """Tokens that all jobs on it may take together, prompts and answers; 0: each job has a context of its own."""
     ours: bool = False
     """lmq loaded it, so lmq may unload it."""
     variants: list[str] = []
@@ -244,6 +334,43 @@ class Capacity(Part, frozen=True, kw_only=True):
     """What an operator should know about the endpoint, in sentences."""
 
 
+class Limit(Part, frozen=True, kw_only=True):
+    """How much may run, wait, or begin in a while, of the jobs it names; a name left out stands for all."""
+
+    of: str
+    """`running`, `queued` (jobs that wait), `bytes` (of payloads that wait), the rates `jobs` and `tokens`, or the
+    alerts `depth` (jobs that wait) and `wait` (milliseconds that the oldest ready job has waited)."""
+    value: float
+    """-1: none, where the file has one."""
+    user: str = ""
+    """One user, or `*`: each by itself."""
+    queue: str = ""
+    task_type: str = ""
+    model: str = ""
+    worker: str = ""
+    resource: str = ""
+    per_ms: int = 0
+    """Of a rate: `value` in so long."""
+    burst: float = 0.0
+    """Of a rate: so much at once; 0: `value`."""
+    refuse: bool = False
+    """Of a rate: what is over it is refused at submit; otherwise it waits."""
+
+
+class LimitView(Part, frozen=True, kw_only=True):
+    """A limit as people see it."""
+
+    name: str
+    limit: Limit
+    origin: str
+    """`file` or `command`."""
+    by: str = ""
+    since_ms: int = 0
+    used: float = 0.0
+    used_by: str = ""
+    """Of a limit for each user: who has used most of it."""
+
+
 class WorkerView(Part, frozen=True, kw_only=True):
     """A worker as people see it."""
 
@@ -263,7 +390,54 @@ class WorkerView(Part, frozen=True, kw_only=True):
     leased: int = 0
     capacity: Capacity | None = None
     loading: str = ""
+    loading_ms: int = 0
+    """How long that has been under way."""
+    instances_leased: dict[str, int] = {}
+    """Instance -> slots of it that are taken; jobs that ride together take one."""
     hold: Hold | None = None
+    trust: float = 1.0
+    """Sinks with each load or unload that was not ours, and recovers; places are compared with it."""
+    loads: int = 0
+    """Models loaded within the last hour."""
+    lost_ms: int = 0
+    """Of the last ten minutes, how much went into drains, unloads and loads."""
+
+
+class Alias(Part, frozen=True, kw_only=True):
+    """A name that stands for any of some models."""
+
+    name: str
+    models: list[str] = []
+    """Best first; none: the name is no alias, whatever the configuration file says."""
+    by: str = ""
+    """Empty: the configuration file."""
+    since_ms: int = 0
+
+
+class DefaultModel(Part, frozen=True, kw_only=True):
+    """What jobs of a task type run on that name no model."""
+
+    task_type: str
+    model: str
+    """A model or an alias; empty: any model, whatever the configuration file says."""
+    by: str = ""
+    """Empty: the configuration file."""
+    since_ms: int = 0
+
+
+class Order(Part, frozen=True, kw_only=True):
+    """What somebody wants of a model at a worker."""
+
+    kind: str
+    """`load`, `unload` or `pin`."""
+    worker: str
+    model: str
+    by: str
+    since_ms: int
+    until_ms: int = 0
+    """Of a pin; 0: until it is taken back."""
+    note: str = ""
+    """Why it is not carried out yet; empty: it is."""
 
 
 class ModelView(Part, frozen=True, kw_only=True):
@@ -276,6 +450,9 @@ class ModelView(Part, frozen=True, kw_only=True):
     slots: int = 0
     leased: int = 0
     waiting: int = 0
+    aliases: list[str] = []
+    """Names that stand for it, among others perhaps."""
+    orders: list[Order] = []
 
 
 class Held(Part, frozen=True, kw_only=True):
@@ -307,6 +484,8 @@ class Lease(Part, frozen=True, kw_only=True):
     user: str = ""
     labels: dict[str, str] = {}
     session: str = ""
+    prompt_tokens: int = 0
+    """As its submitter says; a worker that counts more than a quarter more gives the job back with its count."""
 
 
 class Group(Part, frozen=True, kw_only=True):

@@ -33,7 +33,6 @@ OPEN = frozenset(State) - FINAL
 MOVES: dict[State, dict[State, str]] = {
     State.DELAYED: {
         State.READY: "its time has come",
-        State.BLOCKED: "its time has come and a parent is still open",
         State.CANCELLED: "a person or program cancelled it",
         State.EXPIRED: "it had not started by its expiry",
     },
@@ -63,8 +62,14 @@ MOVES: dict[State, dict[State, str]] = {
         State.EXPIRED: "nobody answered in time",
     },
     State.DEAD: {State.READY: "a person retried it"},
-    State.CANCELLED: {State.READY: "a person retried it"},
-    State.EXPIRED: {State.READY: "a person retried it"},
+    State.CANCELLED: {
+        State.READY: "a person retried it",
+        State.BLOCKED: "a person retried it and a parent is still open",
+    },
+    State.EXPIRED: {
+        State.READY: "a person retried it",
+        State.BLOCKED: "a person retried it and a parent is still open",
+    },
     State.DONE: {},
 }
 

@@ -116,6 +116,22 @@ class Audit:
         intent = self.book.intents.get(job_id) or self.book.accepted[job_id]
         return Plan(intent.name, intent.number)
 
+    # --- sums ---
+
+    def sums_are_those_of_the_ends(self, q: lmq.Client) -> None:
+        """The daily sums of each user count each end that was told as an event, once."""
+        told: dict[str, Counter[str]] = defaultdict(Counter)
+        for _, _, kind, job_id, *_ in self.book.events:
+            if kind in _ENDINGS and job_id in self.jobs:
+                told[self.jobs[job_id].user][kind] += 1
+        for row in q.usage(by="user").rows:
+            summed = {state: getattr(row, state) for state in _ENDINGS}
+            ends = told.pop(row.user, Counter())
+            if summed != {state: ends[state] for state in _ENDINGS}:
+                self.blame(f"the sums of {row.user} are {summed}, the ends {dict(ends)}")
+        if told:
+            self.blame(f"no sums of {', '.join(told)}")
+
     # --- leases ---
 
     def no_lease_was_given_twice(self) -> None:

@@ -1,7 +1,7 @@
 """Make the journal that `test_backup.py` opens: `python -m crash.make_journal FILE.gz`, with the broker of its day.
 
-One job of each state, each with its state as idempotency key; text, a result, a held queue, a tombstone. Once a version
-has been released its file stays as it is: a later broker must open it.
+One job of each state, each with its state as idempotency key; text, a result, a held queue, a tombstone, sums. Once a
+version has been released its file stays as it is: a later broker must open it.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ def end(worker: RawPeer, lease: Lease, outcome: str, result: bytes = b"") -> Non
         attempt=lease.attempt,
         outcome=outcome,
         result_bytes=len(result),
+        prompt_tokens=10,
+        output_tokens=3,
+        engine_ms=700,
     )
     worker.send(Results(ended=[ended]), result)
     worker.message(Acked)

@@ -12,7 +12,7 @@ The code that ships knows nothing of this; what is named here is wrapped from ou
 | `recovered` | the journal has been read back; the new epoch is not on disk |
 | `checkpoint` | SQLite copies its log into the journal |
 
-WHAT is `any`, `submit`, `change`, `text` or `result`: what a commit holds at least.
+WHAT is `any`, `submit`, `change`, `text`, `result` or `usage`: what a commit holds at least.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _HOLDS: dict[str, Callable[[Batch], object]] = {
     "change": lambda batch: batch._changed,
     "text": lambda batch: batch._texts,
     "result": lambda batch: batch._results,
+    "usage": lambda batch: batch._usage,
 }
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 45.0
 JOURNAL = "journal.sqlite3"
 DATA = Path(__file__).parent / "data"
+SUMS_SINCE = 3
+"""The version from which on a journal holds daily sums."""
 
 
 def restore(fleet: Fleet, backup: Path) -> tuple[int, str]:
@@ -76,6 +78,7 @@ def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(fleet: Fl
         wait_until_all_ended(q, fleet, PATIENCE_S)
         restored = {job.id: job for job in q.jobs(limit=5000)}
         assert acknowledged <= restored.keys() <= acknowledged | {job.id for job in during}
+        assert q.usage().total.done == len(restored)
         assert {job.state for job in restored.values()} == {"done"}
         health = q.health()
         assert health.broker_id != life.broker_id
@@ -215,6 +218,14 @@ def test_a_journal_that_this_or_an_older_version_wrote_is_opened(fleet: Fleet, v
     broker = fleet.ready_broker()
     with lmq.Client(fleet.url, user="anna", timeout_s=PATIENCE_S) as q:
         jobs = {job.key: job for job in q.jobs()}
+        summed = q.usage(by="user")
+        if version >= SUMS_SINCE:
+            [row] = summed.rows
+            assert (row.user, row.done, row.dead, row.cancelled, row.expired) == ("anna", 2, 1, 1, 0)
+            assert (row.prompt_tokens, row.output_tokens, row.engine_ms) == (30, 9, 2100)
+            assert row.run_p95_ms is not None
+        else:
+            assert not summed.rows
         states = {key: job.state for key, job in jobs.items()}
         expected = {key: key for key in ("done", "dead", "cancelled", "leased", "ready", "delayed")}
         assert states == expected | {"paused": "ready"}
@@ -238,6 +249,7 @@ def test_a_journal_that_this_or_an_older_version_wrote_is_opened(fleet: Fleet, v
         q.resume(queue="paused")
         for key in ("leased", "ready", "paused"):
             assert q.job(jobs[key].id).wait(PATIENCE_S) == "done"
+        assert q.usage().total.done == summed.total.done + 3
         assert q.job(jobs["leased"].id).status().attempt == 2
     assert broker.terminate() == 0
     assert not check_journal(fleet.data / JOURNAL)

@@ -133,6 +133,7 @@ class Campaign:
             audit.jobs_ended_as_they_should()
             audit.what_clients_were_told_stays_true()
             audit.every_result_is_that_of_its_payload(q)
+            audit.sums_are_those_of_the_ends(q)
             assert q.health().epoch <= self.epochs
         audit.no_lease_was_given_twice()
         audit.events_are_gapless_and_tell_each_life_once(last_seq)

@@ -15,6 +15,7 @@ import pytest
 import lmq
 from crash.audit import Audit, check_journal, last_cursor, wait_until_all_ended
 from crash.ledger import Intent, Ledger
+from crash.noting_worker import SPENT
 from crash.plans import Plan
 from lmq.drafts import draft
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "anna"
 JOBS = 120
+WAVES = 3
 WINDOW = 16
 PATIENCE_S = 60.0
 # Below the time a test has, so that a failure tells what is left.
@@ -91,6 +93,7 @@ class Story:
         audit.nothing_is_there_that_nobody_submitted_or_twice()
         audit.jobs_ended_as_they_should()
         audit.every_result_is_that_of_its_payload(self.q)
+        audit.sums_are_those_of_the_ends(self.q)
         audit.no_lease_was_given_twice()
         audit.events_are_gapless_and_tell_each_life_once(last_seq)
         audit.problems += self.fleet.died()
@@ -141,6 +144,46 @@ def test_each_job_ends_once_wherever_the_broker_dies(story: Story, point: str, n
     audit = story.ends_well(broker)
     assert len(audit.jobs) == JOBS
     assert not audit.problems, audit.verdict()
+
+
+SUMMED_POINTS = [
+    ("before:usage", 1),
+    ("inside:usage", 1),
+    ("inside:usage", 3),
+    ("after:usage", 1),
+    ("after:usage", 3),
+    ("reply:acked", 2),
+    ("told:acked", 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "nth"), SUMMED_POINTS, ids=lambda value: str(value))
+def test_each_end_and_its_tokens_are_summed_up_once_wherever_the_broker_dies(
+    story: Story, point: str, nth: int
+) -> None:
+    dying = story.armed(point, nth)
+    story.worker()
+
+    def in_waves() -> None:
+        """However many jobs share a commit, each wave has one of its own."""
+        for wave in range(WAVES):
+            numbers = range(wave, JOBS, WAVES)
+            for job in story.q.submit_many([("echo", {"number": number}) for number in numbers]):
+                assert job.wait(PATIENCE_S) == "done"
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(in_waves)
+        story.after_death(dying)
+        broker = story.fleet.ready_broker()
+        working.result(PATIENCE_S)
+    [row] = story.q.usage(by=["user", "task_type"]).rows
+    assert (row.user, row.task_type) == (NAME, "echo")
+    assert (row.done, row.dead, row.cancelled, row.expired) == (JOBS, 0, 0, 0)
+    assert {name: getattr(row, name) for name in SPENT} == {name: JOBS * each for name, each in SPENT.items()}
+    assert row.wait_p95_ms is not None
+    story.q.close()
+    assert broker.terminate() == 0
 
 
 @pytest.mark.parametrize(("point", "is_there"), [("before", False), ("inside", False), ("after", True)])

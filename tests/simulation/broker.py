@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 from lmq_broker.core import invariants
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.machine import step
-from lmq_broker.core.records import JobAdded, JobChanged, JobsDeleted, Record
+from lmq_broker.core.records import JobAdded, JobsDeleted, Record
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import (
@@ -26,7 +26,7 @@ from lmq_broker.core.stimuli import (
     TurnEnded,
 )
 from lmq_proto.codec import ON_PUB_TABLE, encode
-from lmq_proto.states import FINAL
+from lmq_proto.messages import Group, Work
 
 if TYPE_CHECKING:
     from lmq_broker.core.state import BrokerState
@@ -197,11 +197,9 @@ class Broker:
             self.disk.append(self.state.position, records)
 
     def _keep_payload(self, record: Record) -> None:
-        """Hold the payloads of open jobs, so that work need not be read back."""
+        """Hold the payloads of jobs that this life has accepted: work may be sent before they are on disk."""
         if isinstance(record, JobAdded):
             self._payloads[record.job.number] = record.payload
-        elif isinstance(record, JobChanged) and record.job.state in FINAL:
-            self._payloads.pop(record.job.number, None)
         elif isinstance(record, JobsDeleted):
             for number in record.numbers:
                 self._payloads.pop(number, None)
@@ -222,8 +220,7 @@ class Broker:
             case Send():
                 self._send(effect.peer, effect.message, effect.body)
             case SendWork():
-                body = b"".join(self._payload(number) for number in effect.numbers)
-                self._send(effect.peer, effect.message, body)
+                self._send_work(effect)
             case Read():
                 life = self.life
                 at_ms = self.world.mono_ms + self.world.random.randint(0, self.read_ms)
@@ -232,9 +229,22 @@ class Broker:
             case _:
                 assert_never(effect)
 
-    def _payload(self, number: int) -> bytes:
-        payload = self._payloads.get(number)
-        return self.disk.tables.payloads[number] if payload is None else payload
+    def _send_work(self, effect: SendWork) -> None:
+        """Send leases with their payloads, but for those of jobs that were deleted meanwhile."""
+        numbers = iter(effect.numbers)
+        groups: list[Group] = []
+        body = b""
+        for group in effect.message.groups:
+            leases = []
+            for lease, number in zip(group.leases, numbers, strict=False):
+                payload = self._payloads.get(number, self.disk.tables.payloads.get(number))
+                if payload is not None:
+                    leases.append(lease)
+                    body += payload
+            if leases:
+                groups.append(Group(leases=leases))
+        if groups:
+            self._send(effect.peer, Work(groups=groups), body)
 
     def _read(self, life: int, effect: Read) -> None:
         if life == self.life:

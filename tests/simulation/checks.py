@@ -200,6 +200,7 @@ class Checks:
                 assert key not in self.leases or again, f"lease {key[1:]} was given twice"
                 self.leases.add(key)
                 at += lease.payload_bytes
+                self._parents_done(lease.job_id)
                 if lease.task_type not in ENGINE_TASKS:
                     job = self.disk.tables.job(lease.job_id)
                     # It may have been deleted while the work was held; its worker is told to stop.
@@ -207,6 +208,18 @@ class Checks:
                         "an own task began before it was on disk"
                     )
         assert at == len(body)
+
+    def _parents_done(self, job_id: bytes) -> None:
+        """A job starts once all its parents are done, and that is on disk; none starts with one that failed."""
+        tables = self.disk.tables
+        job = tables.job(job_id)
+        if job is None:
+            return
+        for parent in job.terms.parents:
+            # An id may be that of several jobs, one after the other: the parent came before the child.
+            lives = [life for life in tables.lives(parent) if life.number < job.number]
+            state = max(lives, key=lambda life: life.number).state
+            assert state == State.DONE, f"job {job.number} starts and a parent is {state}"
 
     def started(self, key: Key, port: Port, instance_id: str, slots: int) -> None:
         """A worker begins to run an attempt: nobody else may, unless its worker was out of touch for long."""

@@ -7,6 +7,7 @@ here, where every change of it passes.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,9 +29,11 @@ from lmq_broker.core.reads import (
     ReadReply,
     ReadRequest,
     ReadText,
+    ReadUsage,
     StoredEnd,
     StoredText,
     TextReply,
+    UsageSums,
 )
 from lmq_broker.core.records import (
     EventsAdded,
@@ -44,10 +47,12 @@ from lmq_broker.core.records import (
     StoredJob,
     TextAdded,
     TombstonesDropped,
+    UsageAdded,
+    UsageDropped,
 )
 from lmq_broker.core.recover import Memory, StoredKey
 from lmq_proto.ids import ends_with, suffix_bounds
-from lmq_proto.messages import JobFilter, Piece
+from lmq_proto.messages import JobFilter, Piece, UsageRow
 from lmq_proto.states import FINAL, State, may_move
 
 if TYPE_CHECKING:
@@ -78,6 +83,10 @@ class Tables:
         self.keys: dict[tuple[str, str], StoredKey] = {}
         self.tombstones: dict[bytes, int] = {}
         self.meta: dict[str, bytes] = {}
+        self.usage: dict[tuple[int, str, str, str], Counter[str]] = {}
+        """Ends by final state in each row of the daily sums."""
+        self.ends: Counter[str] = Counter()
+        """How often jobs reached each final state."""
         self.events: list[Event] = []
         self.pruned: list[Event] = []
         """Events that are no longer kept; the checks still know them."""
@@ -89,8 +98,8 @@ class Tables:
         self.last_event_ms = 0
         self.added: dict[bytes, int] = {}
         """How often each id was ever added."""
-        self.deleted: set[bytes] = set()
-        """Ids that were ever deleted; they may be used again when their tombstone is forgotten."""
+        self.deleted: dict[bytes, list[StoredJob]] = {}
+        """Ids that were ever deleted, with the jobs; they may be used again when their tombstone is forgotten."""
 
     @property
     def last_seq(self) -> int:
@@ -99,6 +108,11 @@ class Tables:
     def job(self, job_id: bytes) -> StoredJob | None:
         number = self.numbers.get(job_id)
         return None if number is None else self.jobs[number]
+
+    def lives(self, job_id: bytes) -> list[StoredJob]:
+        """Return all jobs that ever had an id, as they are or were last."""
+        job = self.job(job_id)
+        return [*self.deleted.get(job_id, ()), *([] if job is None else [job])]
 
     def apply(self, record: Record) -> None:
         """Take one record in."""
@@ -143,6 +157,11 @@ class Tables:
                     assert event.seq == self.last_seq + 1, f"event {event.seq} follows {self.last_seq}"
                     self.events.append(event)
                     self.last_event_ms = event.at_ms
+            case UsageAdded():
+                row = (record.day, record.user, record.model, record.task_type)
+                self.usage.setdefault(row, Counter()).update(record.ended)
+            case UsageDropped():
+                raise AssertionError("no simulation lasts for years")
             case MetaSet():
                 if record.value:
                     self.meta[record.name] = record.value
@@ -181,6 +200,7 @@ class Tables:
         if after in FINAL:
             assert before not in FINAL, f"job {job.number} ended twice"
             self.ended[job.number] = None
+            self.ends[after] += 1
 
     def _delete(self, number: int, until_ms: int) -> None:
         job = self.jobs.pop(number)
@@ -189,7 +209,7 @@ class Tables:
         self.results.pop(number, None)
         self._drop_texts(number)
         self.tombstones[job.id] = until_ms
-        self.deleted.add(job.id)
+        self.deleted.setdefault(job.id, []).append(job)
 
     def _drop_texts(self, number: int) -> None:
         for attempt in self.texts.pop(number, {}):
@@ -213,7 +233,10 @@ class Tables:
         return Memory(
             meta=dict(self.meta),
             open_jobs=[job for job in self.jobs.values() if job.state not in FINAL],
-            finished=[(self.jobs[number].id, number) for number in self.ended],
+            finished=[
+                (job.id, job.number, job.user, job.state, job.priority)
+                for job in map(self.jobs.__getitem__, self.ended)
+            ],
             keys=list(self.keys.values()),
             tombstones=sorted(self.tombstones.items(), key=lambda each: each[1]),
             stored_text=stored,
@@ -222,6 +245,8 @@ class Tables:
             last_seq=self.last_seq,
             oldest_cursor=self.oldest_cursor,
             last_event_ms=self.last_event_ms,
+            usage_rows=sorted(self.usage),
+            usage_oldest_day=min(self.usage, default=(0,))[0],
         )
 
     # --- reads ---
@@ -249,8 +274,20 @@ class Tables:
                     if (job := self.jobs[number]).deletes_at_ms <= request.wall_ms
                 ]
                 return JobsReply(due[: request.limit])
+            case ReadUsage():
+                return self._usage(request)
             case CopyJournal():
                 return CopyReply(len(self.jobs), "")
+
+    def _usage(self, request: ReadUsage) -> UsageSums:
+        ends: Counter[str] = Counter()
+        for (day, user, _, _), row in self.usage.items():
+            if request.first <= day <= request.last and request.user in ("", user):
+                ends += row
+        total = UsageRow(
+            done=ends["done"], dead=ends["dead"], cancelled=ends["cancelled"], expired=ends["expired"]
+        )
+        return UsageSums([], total, more=False)
 
     def _list(self, request: ReadList) -> ListReply:
         found = [
@@ -393,5 +430,7 @@ class Disk:
             for record in records:
                 self.tables.apply(record)
             self.durable = position
+            summed = sum(self.tables.usage.values(), Counter[str]())
+            assert summed == self.tables.ends, f"the sums are {summed} and the ends {self.tables.ends}"
         self.syncs += 1
         self._syncing = []

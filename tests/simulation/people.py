@@ -28,12 +28,15 @@ from lmq_proto.messages import (
     ListModels,
     ListQueues,
     ListWorkers,
+    OrderModel,
     Outcome,
     Pause,
     Payload,
     Piece,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
     Status,
     Submit,
     Target,
@@ -45,13 +48,16 @@ from simulation.workers import EMBEDDERS, MODELS, TASK_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from lmq_proto.events import Event
     from simulation.checks import Checks
     from simulation.world import World
 
 QUEUES = ("default", "slow", "queries")
+WORKERS = ("w0", "w1", "w2")
 UNHEARD_OF = "unheard-of"
+ALIAS = "fast"
 
 
 class TextRead:
@@ -130,12 +136,16 @@ class Line(Protocol):
 class Person:
     """Someone who submits jobs, looks, acts, reads, and remembers all that it was told."""
 
-    def __init__(self, world: World, checks: Checks, name: str, *, batch_max: int) -> None:
+    def __init__(
+        self, world: World, checks: Checks, name: str, *, batch_max: int, kin: Random | None
+    ) -> None:
         self.world = world
         self.checks = checks
         self.name = name
         self.line: Line | None = None
         self.batch_max = batch_max
+        self.kin = kin
+        """Chooses for which jobs others wait; None: for none."""
         self.specs: dict[bytes, JobSpec] = {}
         self.mine: dict[bytes, bool | None] = {}
         """Jobs submitted: accepted, refused, not known yet."""
@@ -155,7 +165,8 @@ class Person:
         self.actions_left -= 1
         random = self.world.random
         action = random.choices(
-            (self.submit, self.change, self.look, self.read, self.leave, self.hold), (30, 20, 10, 25, 5, 5)
+            (self.submit, self.change, self.look, self.read, self.leave, self.hold, self.steer),
+            (30, 20, 10, 25, 5, 5, 8),
         )[0]
         action()
         self.world.after(random.choice((0, 20, 300, 2000, 6000)), self.act)
@@ -205,6 +216,10 @@ class Person:
         models = [random.choice(EMBEDDERS if task_type == "embed" else MODELS)]
         if random.random() < 0.2:
             models = [random.choice(EMBEDDERS), *models] if task_type == "embed" else list(MODELS)
+        elif random.random() < 0.2 and task_type != "embed":
+            models = random.choice(([ALIAS], [ALIAS, *models]))
+        elif random.random() < 0.2 and task_type == "chat":
+            models = []
         job = JobSpec(
             id=new_job_id(self.world.wall_ms, random.randbytes(10)),
             task_type=task_type,
@@ -219,10 +234,22 @@ class Person:
             timeout_ms=random.choice((0, 2000, 6000, 30_000)),
             failures=random.choice((0, 0, 1, 5)),
             keep_ms=random.choice((0, 0, 0, 1000, 10_000)),
+            parents=self._parents(),
         )
         if key:
             self.keys.setdefault(key, job.id)
         return job, payload
+
+    def _parents(self) -> list[bytes]:
+        """Return some jobs that are to be done first: mostly the latest of my own, whatever became of them."""
+        kin = self.kin
+        if kin is None or kin.random() < 0.5:
+            return []
+        known = list(self.specs)[-kin.choice((1, 3, 30)) :]
+        if self.checks.accepted and kin.random() < 0.1:
+            known.append(kin.choice(sorted(self.checks.accepted)))
+        found = kin.sample(known, min(len(known), kin.choice((1, 1, 2, 3))))
+        return list(dict.fromkeys(found))
 
     def _submitted(self, message: Submit, outcomes: list[Outcome] | None) -> None:
         specs = message.jobs
@@ -382,11 +409,34 @@ class Person:
         )  # fmt: skip
         self.talk.command(message, b"", _ignore)
 
+    def steer(self) -> None:
+        """Order a model somewhere, or say what names stand for."""
+        random = self.world.random
+        model = random.choice((*MODELS, *EMBEDDERS, ALIAS, UNHEARD_OF))
+        kind = random.choice(("load", "unload", "pin", "unpin"))
+        worker = random.choice(WORKERS)
+        if kind in ("unload", "unpin") and random.random() < 0.3:
+            worker = ""
+        stands_for = random.choice(([], [MODELS[0]], list(MODELS)))
+        message: FromPeer = random.choice(
+            (
+                OrderModel(
+                    request_id=0, kind=kind, model=model, worker=worker, for_ms=random.choice((0, 0, 3000))
+                ),
+                SetAlias(request_id=0, name=ALIAS, models=stands_for, reset=random.random() < 0.2),
+                SetDefaultModel(request_id=0, task_type="chat", model=random.choice((*MODELS, ALIAS))),
+            )
+        )  # fmt: skip
+        self.talk.command(message, b"", _ignore)
+
     def resume_all(self) -> None:
         """Let everything go on, and ask for the end of every job of mine that was accepted."""
-        for noun, names in (("queue", QUEUES), ("worker", ("w0", "w1", "w2"))):
+        for noun, names in (("queue", QUEUES), ("worker", WORKERS)):
             for name in names:
                 self.talk.command(Resume(request_id=0, noun=noun, name=name), b"", _ignore)
+        for model in (*MODELS, *EMBEDDERS):
+            self.talk.command(OrderModel(request_id=0, kind="unpin", model=model), b"", _ignore)
+        self.talk.command(SetAlias(request_id=0, name=ALIAS, models=list(MODELS)), b"", _ignore)
         self.follow_open()
 
     def give_up(self) -> None:

@@ -220,8 +220,9 @@ class RealLine:
             read.final = read.refused = True
         elif token in self.reads:
             self.reads.pop(token).expired = True
-        else:
+        elif token in self.answers:
             self.answers.pop(token)(error.info(), b"")
+        # Else it is the end of a job that was refused, and is not waited for any more.
 
     def _push(self, push: Push) -> None:
         token, item = push.token, push.item

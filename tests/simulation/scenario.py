@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
-from lmq_broker.core import leases, readers
-from lmq_broker.core.settings import Settings
+from lmq_broker.core import leases, readers, settle
+from lmq_broker.core.settings import TASK_DEFAULTS, Settings, TaskDefaults
 from lmq_proto import bounds
 from lmq_proto.states import FINAL
 from simulation.broker import Broker
@@ -18,15 +19,18 @@ from simulation.network import Network
 from simulation.people import UNHEARD_OF, Person
 from simulation.real_clients import RealLine
 from simulation.real_workers import RealProcess
-from simulation.workers import Endpoint, Host, PlainProcess
+from simulation.workers import MODELS, Endpoint, Host, PlainProcess
 from simulation.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lmq_broker.core.records import StoredJob
+
 # Virtual time until all must have drained: backoffs of a minute, delays and timeouts of half a minute, some in a row.
 _CALM_MS = 900_000
 _LOOK_MS = 5000
+_DEFAULTS = TASK_DEFAULTS | {"chat": TaskDefaults(model=MODELS[0])}
 
 
 class Story(NamedTuple):
@@ -51,6 +55,9 @@ class Scenario:
         self.batch_max = random.choice((3, 5, 20))
         self.tight = random.random() < 0.5
         """Whether the bounds are so small that they are met."""
+        kin = Random(seed + 1)
+        self.kin = kin if kin.random() < 0.7 else None
+        """Decides which jobs wait for which, in worlds where some do; apart, so that the others stay as they are."""
         self.network = Network(
             world, latency_ms=random.choice((0, 2, 50)), keeps=random.random() < 0.7, evil=self.evil
         )
@@ -66,9 +73,11 @@ class Scenario:
     def _settings(self) -> Settings:
         random = self.world.random
         if not self.tight:
-            return Settings(policy=self.policy, text_flush_bytes=random.choice((200, 16_384)))
+            return Settings(
+                policy=self.policy, text_flush_bytes=random.choice((200, 16_384)), task_defaults=_DEFAULTS
+            )
         return Settings(
-            policy=self.policy,
+            policy=self.policy, task_defaults=_DEFAULTS,
             jobs_open=random.choice((12, 1000)), jobs_open_per_user=random.choice((6, 1000)),
             jobs_kept=random.choice((3, 1000)), tombstones=random.choice((2, 1000)),
             tombstone_ms=random.choice((5000, 7 * bounds.DAY_MS)), events_in_memory=random.choice((3, 50)),
@@ -104,7 +113,7 @@ class Scenario:
         lines = random.choice(((PlainLine,), (PlainLine,), (RealLine,), (PlainLine, RealLine)))
         people = []
         for name in ("anna", "ben", "cleo")[: random.choice((1, 2, 3))]:
-            person = Person(self.world, self.checks, name, batch_max=self.batch_max)
+            person = Person(self.world, self.checks, name, batch_max=self.batch_max, kin=self.kin)
             kind = random.choice(lines)
             person.line = kind(self.world, self.network, person, bool(self.evil))
             people.append(person)
@@ -136,6 +145,9 @@ class Scenario:
             return []
         return [
             patch.object(bounds, "BATCH_JOBS", self.batch_max + 1),
+            patch.object(bounds, "CHILDREN", 3),
+            patch.object(settle, "_MOVES", 1),
+            patch.object(settle, "_LOOK_AT_JOBS", 3),
             patch.object(bounds, "RESULTS_CREDIT_BYTES", self.world.random.choice((300, 2000, 1 << 24))),
             patch.object(leases, "_WORK_LEASES", 2),
             patch.object(readers, "_PUSH_PIECES", 3),
@@ -260,15 +272,24 @@ class Scenario:
     def _wait_for_runnable(self) -> None:
         """Go on until only jobs are open whose model nobody has, and give those up."""
         end_ms = self.world.mono_ms + _CALM_MS
-        while runnable := [
-            job
-            for job in self.disk.tables.jobs.values()
-            if job.state not in FINAL and job.models != (UNHEARD_OF,)
-        ]:
+        while runnable := self._runnable():
             assert self.world.mono_ms < end_ms, f"after {_CALM_MS // 1000} s of calm {runnable[0]} is open"
             self.world.run_until(self.world.mono_ms + _LOOK_MS)
         for person in self.people:
             person.give_up()
+
+    def _runnable(self) -> list[StoredJob]:
+        """Return the open jobs that neither have a model that nobody has nor wait for such a job."""
+        stuck: set[bytes] = set()
+        found = []
+        for _, job in sorted(self.disk.tables.jobs.items()):
+            if job.state in FINAL:
+                continue
+            if job.models == (UNHEARD_OF,) or not stuck.isdisjoint(job.terms.parents):
+                stuck.add(job.id)
+            else:
+                found.append(job)
+        return found
 
     def _wait_for_disk(self) -> None:
         """Go on until nothing waits to be written."""

@@ -300,7 +300,12 @@ class Process:
     def _load(self, command_id: int, model: str, instance_id: str) -> None:
         if not self.engine.dead:
             endpoint = self.host.endpoint
-            error = endpoint.load(model) if model else endpoint.unload(instance_id)
+            if not model and any(
+                each.lease.instance_id == instance_id for each in self.engine.running.values()
+            ):
+                error: ErrorInfo | None = ErrorInfo("instance_busy", "it still has jobs")
+            else:
+                error = endpoint.load(model) if model else endpoint.unload(instance_id)
             self.capacity_changed()
             self.load_ended(command_id, error)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from lmq_proto.errors import LmqError
 from lmq_worker.agent import Agent
 from lmq_worker.backends import BACKENDS, detected
-from lmq_worker.config import BadSetting, complete, load_config
+from lmq_worker.config import SLOTS_MOST, BadSetting, complete, load_config
 from lmq_worker.logs import start_logs
 from lmq_worker.spool import Spool
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 USAGE, UNAVAILABLE, NOT_ALLOWED = 2, 69, 77
 
 
+def _concurrency(context: click.Context, option: click.Parameter, typed: str | None) -> Any:
+    return typed if typed in (None, "auto") else click.IntRange(1, SLOTS_MOST)(typed, option, context)
+
+
 @click.command(name="worker")
 @click.option("--name", help="What people see of this worker.")
 @click.option(
@@ -31,7 +35,13 @@ USAGE, UNAVAILABLE, NOT_ALLOWED = 2, 69, 77
 @click.option(
     "--backend", type=click.Choice([*BACKENDS, "auto"]), help="What the model server is. Default: auto."
 )
-@click.option("--slots", type=click.IntRange(min=1), help="Jobs at once. Default: as the endpoint says.")
+@click.option(
+    "--concurrency",
+    "--slots",
+    metavar="N|auto",
+    callback=_concurrency,
+    help="Jobs at once. Default, auto: as many as the endpoint has slots, or as it is found to bear.",
+)
 @click.option("--queues", metavar="NAME,NAME", help="Serve these queues only.")
 @click.option("--broker", metavar="URL,URL", help="The broker. Default: LMQ_URL, or the one on this machine.")
 @click.option("--no-load", is_flag=True, help="Never load or unload models.")
@@ -39,7 +49,7 @@ def command(
     name: str | None,
     endpoint: str | None,
     backend: str | None,
-    slots: int | None,
+    concurrency: int | Literal["auto"] | None,
     queues: str | None,
     broker: str | None,
     no_load: bool,
@@ -49,7 +59,7 @@ def command(
         "name": name,
         "endpoint": endpoint,
         "backend": backend,
-        "slots": slots,
+        "concurrency": concurrency,
         "queues": queues.split(",") if queues else None,
         "broker": broker.split(",") if broker else None,
         "may_load": False if no_load else None,

@@ -12,9 +12,9 @@ import socket
 import sys
 import tomllib
 import warnings
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,6 +29,12 @@ DEFAULT_PORT = 7766
 """Where a broker listens unless told otherwise."""
 
 DEFAULT_ENDPOINTS = {"lm_studio": "http://127.0.0.1:1234", "openai": "http://127.0.0.1:8080"}
+
+SLOTS_MOST = 4096
+"""What a worker may report of an instance."""
+
+# Settings that have another name now.
+_ALSO = {"slots": "concurrency"}
 
 
 class BadSetting(LmqError):
@@ -51,8 +57,13 @@ class WorkerConfig:
     """URL of the model server; empty: the backend's usual one on this machine."""
     backend: str = "auto"
     """`lm_studio`, `openai`, `echo`, or `auto`: look at the endpoint."""
-    slots: int = 0
-    """Jobs at once; 0: as the endpoint says (openai: 1)."""
+    concurrency: int | Literal["auto"] = "auto"
+    """Jobs at once at an instance. `auto`: the slots that the endpoint has, or as many as it is found to bear where it
+    does not say; a number: that many, whatever happens."""
+    concurrency_max: int = 256
+    """`auto` goes no higher where the endpoint does not say how many slots it has."""
+    token_gap_max_s: float = 0.1
+    """There `auto` keeps the mean time from one token of an answer to the next below this."""
     queues: list[str] = field(default_factory=list)
     """Queues it serves; none means all."""
     broker: list[str] = field(default_factory=list)
@@ -113,6 +124,11 @@ class WorkerConfig:
     """Where systemd listens (NOTIFY_SOCKET)."""
     watchdog_usec: int = 0
     """How often systemd wants a sign of life, in microseconds (WATCHDOG_USEC)."""
+
+    @property
+    def pinned(self) -> int:
+        """How many jobs at once were asked for; 0: `auto`."""
+        return 0 if self.concurrency == "auto" else self.concurrency
 
     @property
     def spool_dir(self) -> Path:
@@ -214,10 +230,10 @@ def _from_file(config: WorkerConfig, env: Mapping[str, str], name: str) -> Worke
 def _from_environment(config: WorkerConfig, env: Mapping[str, str]) -> WorkerConfig:
     values: dict[str, Any] = {}
     types = get_type_hints(WorkerConfig)
-    for one in fields(WorkerConfig):
-        text = env.get(f"LMQ_WORKER_{one.name.upper()}")
+    for name in (*types, *_ALSO):
+        text = env.get(f"LMQ_WORKER_{name.upper()}")
         if text is not None:
-            values[one.name] = text.split(",") if get_origin(types[one.name]) is list else text
+            values[name] = text.split(",") if get_origin(types.get(name)) is list else text
     if "broker" not in values and env.get("LMQ_URL"):
         values["broker"] = env["LMQ_URL"].split(",")
     if "state_dir" not in values and env.get("STATE_DIRECTORY"):
@@ -233,22 +249,24 @@ def _with(config: WorkerConfig, values: Mapping[str, Any], where: str) -> Worker
     types = get_type_hints(WorkerConfig)
     checked: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in types:
+        field_name = _ALSO.get(name, name)
+        if field_name not in types:
             raise BadSetting(name, where, f"unknown; known are {', '.join(sorted(types))}")
-        listed = [value] if get_origin(types[name]) is list and isinstance(value, str) else value
+        kind = types[field_name]
+        listed = [value] if get_origin(kind) is list and isinstance(value, str) else value
         try:
             # Text from the environment may stand for a number or a yes/no.
-            checked[name] = msgspec.convert(listed, types[name], strict=not isinstance(value, str))
+            checked[field_name] = msgspec.convert(listed, kind, strict=not isinstance(value, str))
         except msgspec.ValidationError as error:
             raise BadSetting(name, where, f"{error}, got {value!r}") from error
     return replace(config, **checked)
 
 
-_NOT_NEGATIVE = ("slots", "drain_timeout_s", "ack_timeout_s", "cancel_grace_s", "spool_bytes", "slices_bytes")
+_NOT_NEGATIVE = ("drain_timeout_s", "ack_timeout_s", "cancel_grace_s", "spool_bytes", "slices_bytes")
 _POSITIVE = (
     "reach_timeout_s", "poll_s", "loading_poll_s", "connect_timeout_s", "write_timeout_s", "first_byte_timeout_s",
     "load_timeout_s", "between_chunks_timeout_s", "embed_slice", "breaker_failures", "breaker_probe_s",
-    "breaker_probe_max_s", "echo_slots",
+    "breaker_probe_max_s", "echo_slots", "token_gap_max_s",
 )  # fmt: skip
 
 
@@ -259,6 +277,10 @@ def _check(config: WorkerConfig) -> None:
     for name in _POSITIVE:
         if getattr(config, name) <= 0:
             raise BadSetting(name, "settings", f"must be above 0, got {getattr(config, name)}")
+    for name in ("concurrency", "concurrency_max"):
+        value = getattr(config, name)
+        if value != "auto" and not 1 <= value <= SLOTS_MOST:
+            raise BadSetting(name, "settings", f"must be 1 to {SLOTS_MOST}, got {value}")
     if config.log_format not in ("plain", "json", "auto"):
         raise BadSetting("log_format", "settings", f"plain, json or auto, got {config.log_format!r}")
     if config.log_level not in ("debug", "info", "warning", "error"):

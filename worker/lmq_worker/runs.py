@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from lmq_proto.errors import ErrorInfo
@@ -120,7 +121,8 @@ class Runs:
     def _begin(self, attempt: Attempt) -> asyncio.Task[Outcome]:
         task = asyncio.create_task(self._timed(attempt))
         self._tasks[attempt.key] = task
-        task.add_done_callback(lambda done: self._finished(attempt, done))
+        began_s = time.monotonic()
+        task.add_done_callback(lambda done: self._finished(attempt, done, began_s))
         return task
 
     async def _timed(self, attempt: Attempt) -> Outcome:
@@ -128,9 +130,9 @@ class Runs:
         async with asyncio.timeout(_timeout_s(attempt)):
             return await self._backend.run(attempt, report)
 
-    def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
+    def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome], began_s: float) -> None:
         self._tasks.pop(attempt.key, None)
-        self._ended(attempt.key, _outcome_of(attempt, task))
+        self._ended(attempt.key, _outcome_of(attempt, task, _ms_since(began_s)))
 
     # --- one after another ---
 
@@ -141,9 +143,7 @@ class Runs:
 
     async def _run_sequence(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
-            if attempt.key in self._stopped:
-                self._stopped.discard(attempt.key)
-                self._ended(attempt.key, Outcome("stopped"))
+            if not self._without_stopped([attempt]):
                 continue
             outcome = self._backend.immediate(attempt)
             if outcome is not None:
@@ -154,11 +154,47 @@ class Runs:
     # --- as one request ---
 
     def _begin_merged(self, attempts: Sequence[Attempt]) -> None:
+        task = asyncio.create_task(self._ride(attempts))
+        self._sequences.add(task)
+        task.add_done_callback(self._sequences.discard)
+
+    async def _ride(self, attempts: Sequence[Attempt]) -> None:
+        """Run attempts as one request; one bad input fails all of it, and is found by halves."""
+        began_s = time.monotonic()
         task = asyncio.create_task(self._timed_merged(attempts))
-        left = {attempt.key for attempt in attempts}
+        keys = {attempt.key for attempt in attempts}
         for attempt in attempts:
-            self._merged[attempt.key] = (task, left)
-        task.add_done_callback(lambda done: self._finished_merged(attempts, done))
+            self._merged[attempt.key] = (task, keys)
+        await asyncio.wait([task])
+        left = [attempt for attempt in attempts if self._merged.pop(attempt.key, None) is not None]
+        if task.cancelled() or task.exception() is not None:
+            share_ms = _ms_since(began_s) // len(attempts)
+            for attempt in left:
+                self._ended(attempt.key, _outcome_of(attempt, task, share_ms))
+            return
+        outcomes = {attempt.key: outcome for attempt, outcome in zip(attempts, task.result(), strict=True)}
+        refused = [attempt for attempt in left if outcomes[attempt.key].permanent]
+        for attempt in left:
+            if not outcomes[attempt.key].permanent:
+                self._ended(attempt.key, outcomes[attempt.key])
+        middle = len(refused) // 2
+        for half in (refused[:middle], refused[middle:]):
+            going = self._without_stopped(half) if len(half) > 1 else half
+            if len(going) > 1:
+                await self._ride(going)
+            else:
+                await self._run_sequence(going)
+
+    def _without_stopped(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Report the attempts that were stopped while they waited for their turn; return the others."""
+        going = []
+        for attempt in attempts:
+            if attempt.key in self._stopped:
+                self._stopped.discard(attempt.key)
+                self._ended(attempt.key, Outcome("stopped"))
+            else:
+                going.append(attempt)
+        return going
 
     async def _timed_merged(self, attempts: Sequence[Attempt]) -> list[Outcome]:
         limits = [limit for limit in map(_timeout_s, attempts) if limit is not None]
@@ -166,30 +202,24 @@ class Runs:
         async with asyncio.timeout(max(limits) if len(limits) == len(attempts) else None):
             return await self._backend.run_merged(attempts, report)
 
-    def _finished_merged(self, attempts: Sequence[Attempt], task: asyncio.Task[list[Outcome]]) -> None:
-        left = [attempt for attempt in attempts if self._merged.pop(attempt.key, None) is not None]
-        if task.cancelled() or task.exception() is not None:
-            for attempt in left:
-                self._ended(attempt.key, _outcome_of(attempt, task))
-            return
-        outcomes = {attempt.key: outcome for attempt, outcome in zip(attempts, task.result(), strict=True)}
-        permanent = [attempt for attempt in left if outcomes[attempt.key].permanent]
-        for attempt in left:
-            if not outcomes[attempt.key].permanent:
-                self._ended(attempt.key, outcomes[attempt.key])
-        # One bad input fails the whole request: apart, only its own job fails.
-        if permanent:
-            self._begin_sequence(permanent)
-
 
 def _timeout_s(attempt: Attempt) -> float | None:
     return attempt.lease.timeout_ms / 1000 if attempt.lease.timeout_ms else None
 
 
-def _outcome_of(attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[list[Outcome]]) -> Outcome:
-    """Return what a task that is over came to; a bug of ours fails the attempt and is logged in full."""
+def _ms_since(began_s: float) -> int:
+    return int((time.monotonic() - began_s) * 1000)
+
+
+def _outcome_of(
+    attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[list[Outcome]], engine_ms: int
+) -> Outcome:
+    """Return what a task that is over came to; a bug of ours fails the attempt and is logged in full.
+
+    `engine_ms` is what it took where the backend did not come to say so itself.
+    """
     if task.cancelled():
-        return Outcome("stopped")
+        return Outcome("stopped", engine_ms=engine_ms)
     error = task.exception()
     if error is None:
         result = task.result()
@@ -197,9 +227,8 @@ def _outcome_of(attempt: Attempt, task: asyncio.Task[Outcome] | asyncio.Task[lis
         return result
     if isinstance(error, TimeoutError):
         fields = {"timeout_s": attempt.lease.timeout_ms / 1000}
-        return Outcome(
-            "fail", error=ErrorInfo("attempt_timeout", "the attempt took too long", True, dict(fields))
-        )
+        told = ErrorInfo("attempt_timeout", "the attempt took too long", True, dict(fields))
+        return Outcome("fail", error=told, engine_ms=engine_ms)
     log.error(
         "attempt_bug",
         extra={"job_id": to_text(attempt.lease.job_id), "attempt": attempt.lease.attempt},

@@ -3,7 +3,7 @@
 import hashlib
 
 from lmq_broker.core.effects import Effect, Send
-from lmq_broker.core.records import JobChanged, Record, StoredJob
+from lmq_broker.core.records import JobChanged, MetaSet, Record, StoredJob
 from lmq_broker.core.state import BrokerState, Job, Queue
 from lmq_broker.core.stimuli import Now
 from lmq_proto.errors import ErrorInfo, Field, LimitReached, LmqError
@@ -15,6 +15,8 @@ from lmq_proto.states import OPEN, State, may_move
 Out = list[Effect]
 """The effects of the present step, in order."""
 
+LEDGER = "ledger/"
+"""Prefix of the journal's names for what a policy keeps."""
 _RATE_WINDOW_S = 30
 _UNKNOWN_WAIT_MS = 10_000.0
 """Where nothing says when there will be room."""
@@ -36,6 +38,7 @@ def tell(
     kind: Kind,
     job: Job | None = None,
     *,
+    user: str = "",
     queue: str = "",
     worker: str = "",
     model: str = "",
@@ -48,8 +51,8 @@ def tell(
     state.last_seq += 1
     if job is None:
         event = Event(
-            seq=state.last_seq, at_ms=now.wall_ms, kind=kind, queue=queue, worker=worker, model=model,
-            detail=detail or {},
+            seq=state.last_seq, at_ms=now.wall_ms, kind=kind, user=user, queue=queue, worker=worker,
+            model=model, detail=detail or {},
         )  # fmt: skip
     else:
         event = Event(
@@ -110,6 +113,12 @@ def save(state: BrokerState, out: Out, job: Job) -> None:
     put(state, out, JobChanged(image(job)))
 
 
+def keep_ledger(state: BrokerState, out: Out) -> None:
+    """Note in the journal what has changed in the policy's ledger; what a crash takes of it is a second's worth."""
+    for name, value in state.policy.changes().items():
+        put(state, out, MetaSet(LEDGER + name, value))
+
+
 def move(state: BrokerState, job: Job, target: State) -> None:
     """Move an open job to another state and keep the counts."""
     origin = job.state
@@ -120,6 +129,12 @@ def move(state: BrokerState, job: Job, target: State) -> None:
         queue.counts[target] += 1
     queue.changed = True
     job.state = target
+    if target is State.LEASED:
+        state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
+    elif origin is State.LEASED and target in OPEN:
+        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
+    elif target not in OPEN and origin is not State.LEASED:
+        state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
 
 
 def queue_named(state: BrokerState, name: str) -> Queue:

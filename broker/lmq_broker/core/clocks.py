@@ -1,18 +1,32 @@
 """What time does: waits that are over, jumps of the wall clock, heartbeats, retention, the tick of each second."""
 
-from lmq_broker.core import holds, jobs, leases, sessions, views, workers
-from lmq_broker.core.chronicle import Out, numbers_of, put
+import msgspec
+
+from lmq_broker.core import (
+    aliases,
+    holds,
+    jobs,
+    leases,
+    limiting,
+    orders,
+    sessions,
+    settle,
+    shares,
+    trust,
+    usage,
+    users,
+    views,
+    workers,
+)
+from lmq_broker.core.chronicle import Out, keep_ledger, numbers_of
 from lmq_broker.core.effects import Log, Read
 from lmq_broker.core.reads import Context, JobsReply, ReadDue, ReadJobs
-from lmq_broker.core.records import MetaSet
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import Now
 from lmq_proto.ids import PeerId
 
 _TICK_MS = 1000
-LEDGER = "ledger/"
-"""Prefix of the journal's names for what a policy keeps."""
 
 
 def tend(state: BrokerState, out: Out, now: Now) -> bool:
@@ -25,21 +39,21 @@ def tend(state: BrokerState, out: Out, now: Now) -> bool:
         workers.check_all(state, out, now)
         sessions.beat(state, out, now)
         holds.end_over(state, out, now)
+        orders.end_over(state, out, now)
+        trust.tend(state, now)
         views.publish_tick(state, out, now)
         keep_ledger(state, out)
+        shares.sample(state, now)
+        limiting.watch(state, now)
         if state.recovery_until_ms and now.mono_ms >= state.recovery_until_ms:
             state.recovery_until_ms = 0
             leases.end_recovery(state, out, now)
     if now.mono_ms >= state.next_retention_ms:
         state.next_retention_ms = now.mono_ms + state.settings.retention_every_ms
         _ask_for_due(state, out, now)
+    # Last of all, so that it is told of every end of this turn, and before the turn's dispatch.
+    unfinished |= not settle.settle(state, out, now)
     return unfinished
-
-
-def keep_ledger(state: BrokerState, out: Out) -> None:
-    """Note in the journal what has changed in the policy's ledger; what a crash takes of it is a second's worth."""
-    for name, value in state.policy.changes().items():
-        put(state, out, MetaSet(LEDGER + name, value))
 
 
 def next_wake(state: BrokerState, now: Now) -> int:
@@ -56,10 +70,17 @@ def next_wake(state: BrokerState, now: Now) -> int:
     return wake_ms
 
 
-def change_defaults(state: BrokerState, defaults: dict[str, TaskDefaults]) -> None:
-    """Use other defaults for jobs submitted from now on."""
-    fields = {name: getattr(state.settings, name) for name in state.settings.__struct_fields__}
-    state.settings = type(state.settings)(**(fields | {"task_defaults": defaults}))
+def change_settings(state: BrokerState, settings: Settings) -> None:
+    """Take over what may change at run time: defaults of jobs to come, aliases, limits, weights, ceilings."""
+    old = state.settings
+    state.settings = msgspec.structs.replace(
+        old, task_defaults=settings.task_defaults, aliases=settings.aliases, limits=settings.limits,
+        weights=settings.weights, ceilings=settings.ceilings,
+    )  # fmt: skip
+    aliases.refresh(state)
+    state.limits.change_baseline(settings.limits)
+    for user in {**old.weights, **old.ceilings, **settings.weights, **settings.ceilings}:
+        users.apply(state, user)
 
 
 def _watch_clock(state: BrokerState, out: Out, now: Now) -> None:
@@ -83,6 +104,7 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
     if state.clock_trouble or state.retention_reading or state.disk.trouble == "io":
         return
     jobs.drop_tombstones(state, out, now)
+    usage.drop_old(state, out, now)
     over = len(state.finished) - state.settings.jobs_kept
     if state.host.journal_bytes > state.settings.journal_bytes:
         over = max(over, min(len(state.finished), state.settings.retention_step))
@@ -99,7 +121,11 @@ def _ask_for_due(state: BrokerState, out: Out, now: Now) -> None:
 def retire(state: BrokerState, out: Out, answer: JobsReply, position: int, now: Now) -> None:
     """Delete final jobs whose time is over; go on at once while there are more."""
     state.retention_reading = False
-    gone = [job for job in answer.jobs if state.reopened.get(job.id, 0) <= position]
+    gone = [
+        job
+        for job in answer.jobs
+        if state.reopened.get(job.id, 0) <= position and job.id not in state.settling
+    ]
     jobs.delete(state, out, gone, now, by="retention")
     if len(answer.jobs) >= state.settings.retention_step:
         state.next_retention_ms = now.mono_ms

@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases
+from lmq_broker.core import fields, jobs, leases, limiting, parents, users
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -148,7 +148,15 @@ def _carry_out(
             if found is None or not _may_touch(session, found.user):
                 raise NotFound("job", to_text(job_id))
             changed = _act_on(state, out, session, command, job, past, deleted, now)
-            outcomes.append(Outcome(job_id=job_id, outcome="changed" if changed else "unchanged"))
+            asked = command.priority if isinstance(command, Update) else None
+            given = None if asked is None or job is None else parents.own_priority(job)
+            outcomes.append(
+                Outcome(
+                    job_id=job_id,
+                    outcome="changed" if changed else "unchanged",
+                    priority=given if given != asked else None,
+                )
+            )
         except LmqError as error:
             outcomes.append(Outcome(job_id=job_id, outcome="refused", error=refusal(state, error)))
     if deleted:
@@ -190,13 +198,15 @@ def _act_on(
     if job is not None:
         raise WrongState(short(job_id), job.state, "a job that has ended")
     assert past is not None
+    parents.check_settled(state, past)
     if isinstance(command, Delete):
         deleted.append(past)
         return True
     if past.state == State.DONE:
         raise WrongState(short(job_id), past.state, "dead, cancelled or expired; submit it again instead")
-    _check_room(state, past.user, now)
-    _retry(state, out, past, now, by=session.who.user)
+    _check_room(state, past, now)
+    is_awaited = parents.check_again(state, session, past, now)
+    _retry(state, out, past, State.BLOCKED if is_awaited else State.READY, now, by=session.who.user)
     return True
 
 
@@ -209,21 +219,24 @@ def cancel(state: BrokerState, out: Out, job: Job, now: Now, *, by: str) -> None
         leases.stop(state, out, lease, "cancelled", now)
 
 
-def _check_room(state: BrokerState, user: str, now: Now) -> None:
+def _check_room(state: BrokerState, past: StoredJob, now: Now) -> None:
     """Raise LimitReached if one more open job would be too many."""
     limits = state.settings
     if len(state.jobs) >= limits.jobs_open:
         raise full(state, now, "jobs_open", len(state.jobs), limits.jobs_open, user="")
-    mine = state.users_open.get(user, 0)
+    mine = state.users_open.get(past.user, 0)
     if mine >= limits.jobs_open_per_user:
-        raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=user)
+        raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=past.user)
+    over = limiting.refused(state, past.user, past.queue, past.task_type, past.payload_bytes, 1, now)
+    if over is not None:
+        raise over
 
 
-def _retry(state: BrokerState, out: Out, past: StoredJob, now: Now, *, by: str) -> None:
+def _retry(state: BrokerState, out: Out, past: StoredJob, target: State, now: Now, *, by: str) -> None:
     """Open a final job again, with no failures and behind its equals."""
     job = jobs.from_stored(past)
     assert past.state in (State.DEAD, State.CANCELLED, State.EXPIRED)
-    job.state = State.READY
+    job.state = target
     job.order = jobs.next_order(state)
     job.failures = 0
     job.past = Past(story=past.past.story)
@@ -269,10 +282,15 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         queue = state.queues[job.queue]
         queue.counts[job.state] -= 1
         queue.changed = True
+        waits = job.state is not State.LEASED
+        if waits:
+            state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
         job.queue = state.names.setdefault(command.queue, command.queue)
         queue_named(state, job.queue).counts[job.state] += 1
+        if waits:
+            state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if command.priority is not None:
-        job.priority = command.priority
+        parents.give_priority(state, job, users.allowed(state, job.user, command.priority))
     if command.models is not None:
         job.models = tuple(command.models)
     if command.expires_ms is not None:
@@ -285,7 +303,8 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
         failures_max=terms.failures_max if command.failures is None else max(command.failures, job.failures + 1),
         keep_ms=terms.keep_ms if command.keep_ms is None else command.keep_ms,
         labels=terms.labels if command.labels is None else command.labels,
-        key=terms.key, digest=terms.digest, session=terms.session, parents=terms.parents, root=terms.root,
+        key=terms.key, digest=terms.digest, session=terms.session, uses=terms.uses,
+        merge=terms.merge, parents=terms.parents, root=terms.root,
     )  # fmt: skip
     if job.state is State.READY:
         state.policy.queued(job, now)
@@ -293,5 +312,5 @@ def _update(state: BrokerState, out: Out, job: Job, command: Update, now: Now) -
     if after == before:
         return False
     save(state, out, job)
-    tell(state, now, Kind.UPDATED, job, detail={"priority": job.priority})
+    tell(state, now, Kind.UPDATED, job, detail={"priority": parents.own_priority(job)})
     return True

@@ -2,13 +2,16 @@
 
 import msgspec
 
-from lmq_broker.core import leases, models
+from lmq_broker.core import aliases, leases, limiting, models, orders
 from lmq_broker.core.policies.foreseen import Parts
 from lmq_broker.core.state import BrokerState, Instance, Job, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import counted, how_long, in_words
+from lmq_proto.errors import Field
 from lmq_proto.ids import short
 from lmq_proto.messages import Reason
+
+Fields = dict[str, Field]
 
 _SOON_MS = 1000
 _TOLD = 4
@@ -36,7 +39,7 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
     if not serving:
         _say_who_serves(found, connected, job)
         return found
-    names = frozenset(models.normal(model) for model in job.models)
+    names = frozenset(models.normal(model) for model in models.expanded(job.models, state.aliases))
     band = state.policy.lane_of(job)[1]
     parts = state.policy.parts(leases.fleet(state), now)
     others = []
@@ -47,13 +50,13 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
         if worker.name in state.worker_holds or worker.capacity.breaker is not None:
             _say_closed(state, found, worker, names, now, has_it=bool(fitting))
         elif fitting:
-            swap = parts.placing.swap_at(worker.name)
-            if swap is None or any(each.id not in swap.victims for each in fitting):
+            why = _why_not_on(state, worker, fitting, job, parts, now)
+            if why is None:
                 found.is_able = True
             else:
-                others.append(_why_drained(worker, fitting[0].model, swap.model))
+                others.append(why)
         else:
-            others += _why_not_here(worker, job, names, band, parts, now)
+            others += _why_not_here(state, worker, job, names, band, parts, now)
     gone = [each for each in state.workers.values() if each.peer is None and _serves(each, job)]
     for worker in gone if names else ():
         if _knows(state, worker, names):
@@ -102,9 +105,7 @@ def _say_who_serves(found: Hindrances, connected: list[Worker], job: Job) -> Non
     if job.task_type not in taken:
         text += f"; they take {', '.join(taken)}"
     found.hints.append("lmq workers list")
-    fields: dict[str, str | int | float | bool | list[str] | None] = {
-        "queue": job.queue, "task_type": job.task_type,
-    }  # fmt: skip
+    fields: Fields = {"queue": job.queue, "task_type": job.task_type}
     found.reasons = [Reason(code="no_worker_for_queue", text=text, fields=fields)]
 
 
@@ -119,9 +120,7 @@ def _say_closed(
         could = "could run it" if not names else "has it" if has_it else "has it on disk"
         does = "paused it" if hold.kind == "pause" else "drains it"
         text = f"{worker.name} {could}, but {hold.by} {does}{how_long(hold, now)}"
-        fields: dict[str, str | int | float | bool | list[str] | None] = {
-            "worker": worker.name, "by": hold.by, "until_ms": hold.until_ms,
-        }  # fmt: skip
+        fields: Fields = {"worker": worker.name, "by": hold.by, "until_ms": hold.until_ms}
         found.reasons.append(Reason(code="worker_paused", text=text, fields=fields))
     elif breaker is not None:
         since_s = max(0, now.wall_ms - breaker.since_ms) // 1000
@@ -133,16 +132,38 @@ def _say_closed(
         )
 
 
-def _why_drained(worker: Worker, model: str, coming: str) -> Reason:
-    text = f"{worker.name} gives {model} up for {coming}, whose turn it is"
-    return Reason(code="drained", text=text, fields={"worker": worker.name, "model": coming})
+def _why_not_on(
+    state: BrokerState, worker: Worker, fitting: list[Instance], job: Job, parts: Parts, now: Now
+) -> Reason | None:
+    """Return why none of the instances that fit takes a job; None: they do, and are busy with others."""
+    unload = orders.unloading(state, worker, fitting)
+    if unload is not None:
+        text = f"{worker.name} unloads {unload.model}, as {unload.by} ordered"
+        fields: Fields = {"worker": worker.name, "model": unload.model, "by": unload.by}
+        return Reason(code="unloading", text=text, fields=fields)
+    swap = parts.placing.swap_at(worker.name)
+    if swap is not None and all(each.id in swap.victims for each in fitting):
+        whose = f"as {swap.user} ordered" if swap.order is not None else "whose turn it is"
+        text = f"{worker.name} gives {fitting[0].model} up for {swap.model}, {whose}"
+        return Reason(code="drained", text=text, fields={"worker": worker.name, "model": swap.model})
+    if worker.name in parts.taken:
+        text = f"a task that uses {worker.name} has it for itself"
+        return Reason(code="resource", text=text, fields={"resource": worker.name, "worker": worker.name})
+    holds = [state.limits.blocks_at(job, each) for each in fitting]
+    if holds[0] is not None and all(holds):
+        text, details = limiting.sentence_of(holds[0], now)
+        return Reason(code="limit", text=text, fields=details)
+    return None
 
 
 def _why_not_here(
-    worker: Worker, job: Job, names: frozenset[str], band: int, parts: Parts, now: Now
+    state: BrokerState, worker: Worker, job: Job, names: frozenset[str], band: int, parts: Parts, now: Now
 ) -> list[Reason]:
     """Return why an open worker without a fitting instance does not run a job."""
-    if worker.loading_since_ms:
+    if worker.loading and not worker.loading_since_ms:
+        text = f"{worker.name} is unloading {worker.loading}"
+        return [Reason(code="loading", text=text, fields={"worker": worker.name, "model": worker.loading})]
+    if worker.loading:
         load_ms = parts.placing.memory.load_ms(worker, worker.loading)
         left_s = max(1, int(worker.loading_since_ms + load_ms - now.mono_ms) // 1000)
         text = f"{worker.name} is loading {worker.loading} (about {in_words(left_s * 1000)} more)"
@@ -158,10 +179,12 @@ def _why_not_here(
         text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
         return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
     entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
-    return [] if entry is None else [_why_not_loaded(worker, entry.model, band, parts, now)]
+    return [] if entry is None else [_why_not_loaded(state, worker, entry.model, names, band, parts, now)]
 
 
-def _why_not_loaded(worker: Worker, model: str, band: int, parts: Parts, now: Now) -> Reason:
+def _why_not_loaded(
+    state: BrokerState, worker: Worker, model: str, names: frozenset[str], band: int, parts: Parts, now: Now
+) -> Reason:
     """Return why a worker has a model on disk only."""
     again_ms = worker.refused_loads.get(model, 0)
     load_ms = parts.placing.memory.load_ms(worker, model)
@@ -174,10 +197,15 @@ def _why_not_loaded(worker: Worker, model: str, band: int, parts: Parts, now: No
         text = (
             f"{worker.name} could not load {model}; it is tried again in {in_words(again_ms - now.mono_ms)}"
         )
+    elif (pin := orders.in_the_way(state, worker)) is not None:
+        until = f" for another {in_words(pin.until_ms - now.wall_ms)}" if pin.until_ms else ""
+        text = f"{worker.name} keeps {pin.model}, which {pin.by} pinned there{until}, and has no room for {model}"
+        fields: Fields = {"worker": worker.name, "model": model, "pinned": pin.model, "by": pin.by}
+        return Reason(code="pinned", text=text, fields=fields)
     elif swap is not None and swap.model != model:
         text = f"{worker.name} changes to {swap.model} first, which others wait for"
     elif worker.leases:
-        before = _until_then(worker, band, load_ms, parts, now) if swap is None else _finishes(worker)
+        before = _until_then(worker, names, band, load_ms, parts, now) if swap is None else _finishes(worker)
         text = f"{worker.name} {before}, then {loads}"
     else:
         text = f"{worker.name} {loads} next"
@@ -186,10 +214,12 @@ def _why_not_loaded(worker: Worker, model: str, band: int, parts: Parts, now: No
     )
 
 
-def _until_then(worker: Worker, band: int, load_ms: float, parts: Parts, now: Now) -> str:
+def _until_then(
+    worker: Worker, names: frozenset[str], band: int, load_ms: float, parts: Parts, now: Now
+) -> str:
     """Return what a worker does before it changes models: patience for the loaded one, then what still runs."""
     busy = [each.model for each in worker.instances.values() if each.leased]
-    bypass = parts.placing.bypass_at(worker.name, band)
+    bypass = parts.placing.bypass_of(band, names)
     if bypass is not None and len(busy) == 1:
         left_ms = bypass.since_ms + parts.settings.bands[band].patience * load_ms - now.mono_ms
         if left_ms >= _SOON_MS:
@@ -209,9 +239,12 @@ def _say_no_model(state: BrokerState, found: Hindrances, job: Job) -> None:
         text = f"no connected endpoint has a model loaded for {job.task_type} jobs"
         found.reasons = [Reason(code="no_model", text=text)]
         return
-    known = [name for names in state.known_models.values() for name in names]
+    known = aliases.all_known(state)
     near = [name for name in models.nearest(job.models[0], known) if name not in job.models]
-    text = f"no connected endpoint has {job.models[0]}" + (f"; nearest: {', '.join(near)}" if near else "")
+    stands_for = state.aliases.get(models.normal(job.models[0]), ())
+    called = f" ({' or '.join(stands_for)})" if stands_for else ""
+    text = f"no connected endpoint has {job.models[0]}{called}"
+    text += f"; nearest: {', '.join(near)}" if near else ""
     found.hints.extend(f"lmq update {short(job.id)} --model {each}" for each in near[:1])
     found.reasons = [Reason(code="no_model", text=text, fields={"model": job.models[0], "nearest": near})]
 

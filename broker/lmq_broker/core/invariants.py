@@ -1,6 +1,8 @@
 """What must always hold of a state. Called by tests and the simulation after every step, and once after recovery."""
 
+from lmq_broker.core import parents
 from lmq_broker.core.state import BrokerState
+from lmq_proto import bounds
 from lmq_proto.states import OPEN, State
 
 
@@ -28,8 +30,33 @@ def check(state: BrokerState) -> None:
     assert users == state.users_open
     assert not state.jobs.keys() & state.finished.keys(), "a job is open and final"
     assert not state.finished.keys() & state.tombstones.keys(), "a job is final and deleted"
+    _check_parents(state)
+    for key, order in state.orders.items():
+        assert key == (order.worker, order.model)
+        assert order.kind == "pin" or not order.until_ms
     _check_workers(state)
     _check_sessions(state)
+
+
+def _check_parents(state: BrokerState) -> None:
+    """Who is blocked waits for somebody who can still end, and nobody else does; ancestors have their priority."""
+    for parent, children in state.children.items():
+        assert children
+        assert len(children) <= bounds.CHILDREN
+        assert (parent in state.jobs) != (parent in state.settling), "children of nobody"
+        for child_id in children:
+            child = state.jobs[child_id]
+            assert child.state is State.BLOCKED, f"{child.number} waits and is {child.state}"
+            assert parent in child.terms.parents
+    freed = {job.id for job in state.freed}
+    for job in state.jobs.values():
+        if job.state is State.BLOCKED:
+            assert parents.awaited(state, job) or job.id in freed, f"{job.number} is blocked by nobody"
+        if not state.unweighed:
+            wanted = parents.wanted_priority(state, job)
+            assert job.priority == wanted, f"{job.number} has priority {job.priority} instead of {wanted}"
+        own = job.past.own_priority
+        assert own is None or own < job.priority, f"{job.number} is lifted from {own} to {job.priority}"
 
 
 def _check_lease(state: BrokerState, job_id: bytes) -> None:
@@ -49,14 +76,15 @@ def _check_lease(state: BrokerState, job_id: bytes) -> None:
 
 def _check_workers(state: BrokerState) -> None:
     for worker in state.workers.values():
-        leased: dict[str, int] = {}
+        slots: dict[str, set[int]] = {}
         for lease in worker.leases.values():
-            leased[lease.instance_id] = leased.get(lease.instance_id, 0) + 1
+            slots.setdefault(lease.instance_id, set()).add(id(lease.slot))
             assert lease.stopping or lease.job.lease is lease, (
                 f"{worker.name} holds a lease the job does not know"
             )
+        assert worker.busy == sum(map(len, slots.values())), f"{worker.name}: {worker.busy} slots are busy"
         for instance in worker.instances.values():
-            count = leased.get(instance.id, 0)
+            count = len(slots.get(instance.id, ()))
             assert instance.leased == count, f"{worker.name}/{instance.id}: {instance.leased} is not {count}"
         assert worker.peer is None or worker.peer in state.sessions, f"{worker.name} has no session"
         assert worker.peer is not None or not worker.leases, f"{worker.name} is gone and holds leases"

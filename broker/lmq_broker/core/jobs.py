@@ -3,7 +3,7 @@
 import heapq
 from typing import TypeVar
 
-from lmq_broker.core import readers
+from lmq_broker.core import parents, readers, usage
 from lmq_broker.core.chronicle import (
     Out,
     count_end,
@@ -43,6 +43,8 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
     state.users_open[job.user] = state.users_open.get(job.user, 0) + 1
     if job.expires_at_ms:
         push(state, state.expiries, job.expires_at_ms, job)
+    if job.state is not State.LEASED:
+        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
     if job.state is State.READY:
         job.ready_since_ms = now.mono_ms
         state.policy.queued(job, now)
@@ -51,18 +53,20 @@ def admit(state: BrokerState, job: Job, now: Now) -> None:
             delay(state, job, job.past.backoff_ms, now)
         else:
             push(state, state.due, job.due_at_ms, job)
+    elif job.state is State.BLOCKED:
+        parents.wait(state, job)
 
 
 _HEAP_SLACK = 1000
 """Entries of ended jobs that the heap of expiries may hold before it is cleared of them."""
-_STATES: dict[str, State] = {str(each): each for each in State}
+STATES: dict[str, State] = {str(each): each for each in State}
 
 
 def from_stored(stored: StoredJob) -> Job:
     """Return the job that an image shows, without a lease."""
     return Job(
         number=stored.number, id=JobId(stored.id), user=UserName(stored.user), principal=stored.principal,
-        task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=_STATES[stored.state],
+        task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=STATES[stored.state],
         order=stored.order, created_at_ms=stored.created_at_ms, payload_bytes=stored.payload_bytes,
         models=stored.models, prompt_tokens=stored.prompt_tokens, output_tokens=stored.output_tokens,
         terms=stored.terms, past=stored.past, due_at_ms=stored.due_at_ms,
@@ -165,6 +169,7 @@ def end(
 ) -> None:
     """Bring a job to a final state: journal, event, counts, followers and readers."""
     readers.store_text(state, out, job)
+    parents.note_end(state, job, target)
     move(state, job, target)
     if error is None and by:
         error = ErrorInfo(str(target), f"{target} by {by}", fields={"by": by})
@@ -187,7 +192,7 @@ def end(
     readers.text_ended(state, out, job)
     job.lease = None
     del state.jobs[job.id]
-    state.finished[job.id] = job.number
+    state.finished.add(job.id, job.number, job.user, target, job.priority)
     if job.terms.key:
         state.keys_of_finished[job.id] = (job.user, job.terms.key)
     open_jobs = state.users_open[job.user] - 1
@@ -196,6 +201,7 @@ def end(
     else:
         del state.users_open[job.user]
     state.ended[target] = state.ended.get(target, 0) + 1
+    usage.job_ended(state, job, target, now)
     count_end(state, now)
     if job.id in state.followers:
         started_ms = job.started_at_ms or now.wall_ms
@@ -230,7 +236,7 @@ def delete(state: BrokerState, out: Out, gone: list[StoredJob], now: Now, *, by:
     until_ms = now.wall_ms + state.settings.tombstone_ms
     numbers = []
     for stored in gone:
-        if state.finished.pop(stored.id, None) is None:
+        if not state.finished.pop(stored.id):
             continue
         numbers.append(stored.number)
         state.reopened.pop(stored.id, None)

@@ -2,12 +2,12 @@
 
 import heapq
 
-from lmq_broker.core import fields, jobs, readers, workers
+from lmq_broker.core import fields, jobs, models, readers, trust, usage, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
 from lmq_broker.core.policies.base import NOTHING_SPENT, TAKEN_BACK, Fleet, Load, Spent, Start, Unload, WakeAt
 from lmq_broker.core.settings import ENGINE_TASKS
-from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Worker
+from lmq_broker.core.state import BrokerState, Instance, Job, Lease, Session, Slot, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
 from lmq_proto.codec import cut
@@ -41,7 +41,9 @@ _HEAP_SLACK = 1000
 def fleet(state: BrokerState) -> Fleet:
     """Return what the policy may look at."""
     paused = {name: held for name, held in state.queue_holds.items() if held.kind == "pause"}
-    return Fleet(state.workers, paused, state.worker_holds, state.fleet_version)
+    return Fleet(
+        state.workers, paused, state.worker_holds, state.fleet_version, aliases=state.aliases, orders=state.orders
+    )  # fmt: skip
 
 
 def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
@@ -58,18 +60,23 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
         decision = state.policy.decide(view, now)
         if isinstance(decision, Start):
             worker = decision.instance.worker
-            group = Group(leases=[_grant(state, out, job, decision.instance, now) for job in decision.group])
+            slot = Slot(len(decision.group))
+            decision.instance.leased += 1
+            worker.busy += 1
+            group = Group(
+                leases=[_grant(state, out, job, decision.instance, slot, now) for job in decision.group]
+            )
             left -= len(decision.group)
             granted.setdefault(worker.name, []).append(group)
             bodies.setdefault(worker.name, []).extend(
                 (job.number, job.payload_bytes) for job in decision.group
             )
-            if any(job.task_type not in ENGINE_TASKS for job in decision.group):
+            if any(job.task_type not in ENGINE_TASKS or job.terms.parents for job in decision.group):
                 held[worker.name] = True
         elif isinstance(decision, Load):
-            workers.load(state, out, decision.worker, decision.model, now)
+            workers.load(state, out, decision, now)
         elif isinstance(decision, Unload):
-            workers.unload(state, out, decision.worker, decision.instance)
+            workers.unload(state, out, decision, now)
         else:
             wake_ms = decision.mono_ms if isinstance(decision, WakeAt) else None
             break
@@ -78,14 +85,15 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
     return now.mono_ms if left <= 0 else wake_ms
 
 
-def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now) -> LeaseMessage:
-    """Lease a ready job to an instance."""
+def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, slot: Slot, now: Now) -> LeaseMessage:
+    """Lease a ready job to a slot of an instance."""
     worker = instance.worker
     move(state, job, State.LEASED)
     job.attempt += 1
     job.epoch = state.epoch
     job.worker = worker.name
-    job.model = instance.model if instance.names else (job.models[0] if job.models else "")
+    wanted = models.expanded(job.models, state.aliases)
+    job.model = instance.model if instance.names else (wanted[0] if wanted else "")
     if not job.started_at_ms:
         job.started_at_ms = now.wall_ms
     save(state, out, job)
@@ -93,22 +101,22 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, now: Now)
     deadline_ms = now.mono_ms + timeout_ms + state.settings.timeout_slack_ms if timeout_ms else 0
     lease = Lease(
         job=job, epoch=state.epoch, attempt=job.attempt, worker=worker.name, instance_id=instance.id,
-        granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position,
+        granted_ms=now.mono_ms, deadline_ms=deadline_ms, position=state.position, slot=slot,
     )  # fmt: skip
     job.lease = lease
     state.policy.started(lease, instance, now)
     state.eta.started(job, now)
     worker.leases[job.id, lease.epoch, lease.attempt] = lease
-    instance.leased += 1
     worker.alone = job.past.suspect
     if deadline_ms:
         jobs.push(state, state.deadlines, deadline_ms, lease)
     tell(state, now, Kind.STARTED, job, worker=worker.name, model=job.model)
     return LeaseMessage(
         job_id=job.id, epoch=lease.epoch, attempt=lease.attempt, task_type=job.task_type,
-        payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(job.models), timeout_ms=timeout_ms,
-        failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect, user=job.user,
-        labels=job.terms.labels, session=job.terms.session,
+        payload_bytes=job.payload_bytes, instance_id=instance.id, models=list(wanted[: bounds.MODELS]),
+        timeout_ms=timeout_ms, failures=job.failures, failures_max=job.terms.failures_max, alone=job.past.suspect,
+        user=job.user, labels=job.terms.labels, session=job.terms.session,
+        prompt_tokens=job.prompt_tokens,
     )  # fmt: skip
 
 
@@ -121,7 +129,10 @@ def _send_work(
     *,
     held: bool,
 ) -> None:
-    """Send leases to a worker in messages of bounded size; own tasks wait until their lease is on disk."""
+    """Send leases to a worker in messages of bounded size.
+
+    `held` ones wait until they are on disk: own tasks, and jobs with parents, whose ends are on disk then as well.
+    """
     assert worker.peer is not None
     after = state.position if held else worker.enlisted_position
     batch: list[Group] = []
@@ -222,7 +233,10 @@ def _end_lease(
         fields.put_within(ended.engine_ms, bounds.DURATION_MS), ended.outcome == "complete", innocent,
     )  # fmt: skip
     wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
+    if ended.outcome == "crash":
+        trust.crashed(worker, lease.instance_id, now)
     close(state, worker, lease, now, spent)
+    usage.lease_ended(state, lease, ended.model[: bounds.NAME_CHARS], spent, now)
     if lease.stopping:
         is_latest = (job.epoch, job.attempt) == (lease.epoch, lease.attempt)
         if is_latest and job.lease is None and state.jobs.get(job.id) is job:
@@ -244,6 +258,9 @@ def _end_lease(
     error = fields.put_error_within(
         ended.error or ErrorInfo(ended.outcome, f"the worker gave no reason ({ended.outcome})")
     )
+    if error.code == "prompt_longer" and ended.outcome == "release":
+        # It is charged, and weighed, by what it is.
+        job.prompt_tokens = max(job.prompt_tokens, spent.prompt_tokens)
     if ended.outcome in ("release", "stopped"):
         release(state, out, job, error, now, wait_ms=wait_ms, alone=error.code == "kv_overflow")
     elif ended.outcome == "crash" and ended.shared:
@@ -261,9 +278,12 @@ def close(
     job = lease.job
     key = (job.id, lease.epoch, lease.attempt)
     if worker is not None and worker.leases.pop(key, None) is not None:
-        instance = worker.instances.get(lease.instance_id)
-        if instance is not None:
-            instance.leased -= 1
+        lease.slot.leases -= 1
+        if not lease.slot.leases:
+            worker.busy -= 1
+            instance = worker.instances.get(lease.instance_id)
+            if instance is not None:
+                instance.leased -= 1
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
     state.policy.ended(lease, spent, now)

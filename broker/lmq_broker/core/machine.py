@@ -3,18 +3,25 @@
 from typing import assert_never
 
 from lmq_broker.core import (
+    aliases,
     clocks,
     commands,
     holds,
     leases,
+    limiting,
+    metrics,
+    orders,
     readers,
     reasons,
     sessions,
+    shares,
     submit,
+    usage,
+    users,
     views,
     workers,
 )
-from lmq_broker.core.chronicle import Out, put, refuse, tell
+from lmq_broker.core.chronicle import Out, keep_ledger, put, refuse, tell
 from lmq_broker.core.effects import Effect, Send, WakeAt
 from lmq_broker.core.reads import (
     Context,
@@ -26,13 +33,14 @@ from lmq_broker.core.reads import (
     PayloadReply,
     ReadEvents,
     ReadText,
+    ReadUsage,
     TextReply,
+    UsageSums,
 )  # fmt: skip
 from lmq_broker.core.records import EventsAdded
 from lmq_broker.core.rights import may
 from lmq_broker.core.state import BrokerState, Disk, Session, Worker
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -40,6 +48,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -66,15 +75,25 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
+    Metrics,
+    OrderModel,
     Pause,
     Phases,
+    ResetLimits,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
+    SetLimit,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -82,6 +101,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Who,
     Why,
 )  # fmt: skip
@@ -103,8 +123,8 @@ def step(state: BrokerState, stimulus: Stimulus, now: Now) -> list[Effect]:
             sessions.gone(state, stimulus.peer, now)
         case DiskChanged():
             state.disk = Disk(stimulus.trouble, stimulus.free_bytes, stimulus.floor_bytes)
-        case DefaultsChanged():
-            clocks.change_defaults(state, stimulus.task_defaults)
+        case SettingsChanged():
+            clocks.change_settings(state, stimulus.settings)
         case HostFacts():
             state.host = stimulus
         case Stop():
@@ -196,9 +216,31 @@ def _from_client(
         case ListWorkers():
             views.list_workers(state, out, session, message, now)
         case ListModels():
-            views.list_models(state, out, session, message)
+            views.list_models(state, out, session, message, now)
+        case SetAlias():
+            aliases.set_alias(state, out, session, message, now)
+        case SetDefaultModel():
+            aliases.set_default(state, out, session, message, now)
+        case OrderModel():
+            orders.order(state, out, session, message, now)
+        case SetLimit():
+            limiting.set_limit(state, out, session, message, now)
+        case ResetLimits():
+            limiting.reset(state, out, session, message, now)
+        case ListLimits():
+            limiting.list_limits(state, out, session, message, now)
+        case ListUsers():
+            shares.list_users(state, out, session, message)
+        case SetUser():
+            users.set_user(state, out, session, message, now)
+        case ResetUser():
+            users.reset_user(state, out, session, message, now)
         case Health():
             views.health(state, out, session, message, now)
+        case Usage():
+            usage.usage(state, out, session, message, now)
+        case Metrics():
+            metrics.metrics(state, out, session, message, now)
         case Backup():
             views.backup(state, out, session, message)
         case Bye():
@@ -260,6 +302,10 @@ def _loaded(state: BrokerState, out: Out, stimulus: Loaded, now: Now) -> None:
         case PayloadReply():
             assert isinstance(command, GetPayload)
             views.payload_loaded(state, out, session, command, answer, now)
+        case UsageSums():
+            assert isinstance(request, ReadUsage)
+            assert isinstance(command, Usage)
+            usage.loaded(state, out, session, command, request, answer)
         case CopyReply():
             assert isinstance(command, Backup)
             views.copied(state, out, session, command, answer)
@@ -297,9 +343,11 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
     """Dispatch, push what is new, journal the turn's events, and say when to wake."""
     unfinished = clocks.tend(state, out, now)
     ask_ms = leases.dispatch(state, out, now)
+    limiting.keep(state, out, now)
     readers.store_due_text(state, out, now)
     readers.push_texts(state, out)
     readers.push_ends(state, out)
+    usage.keep(state, out)
     if state.turn_events:
         put(state, out, EventsAdded(state.turn_events))
         readers.keep_events(state, state.turn_events)
@@ -316,7 +364,7 @@ def _end_turn(state: BrokerState, out: Out, now: Now) -> None:
 def _stop(state: BrokerState, out: Out, now: Now) -> None:
     """Take no more, and tell every peer; running jobs go on at their workers."""
     state.stopping = True
-    clocks.keep_ledger(state, out)
+    keep_ledger(state, out)
     tell(state, now, Kind.BROKER_STOPPED)
     out.extend(
         Send(PeerId(peer), ByeMessage(reason="stopping"), after=state.position) for peer in state.sessions

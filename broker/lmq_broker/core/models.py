@@ -1,7 +1,7 @@
 """Names of models: which name a job used, which names an instance answers to, which are near. Pure text."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS
 from lmq_proto.messages import CatalogModel, InstanceInfo
@@ -12,8 +12,12 @@ _EMBEDDING_PREFIX = "text-embedding-"
 
 
 def normal(name: str) -> str:
-    """Return a model name in lower case and without an instance number (`key:2` is `key`)."""
-    name = name.strip().lower()
+    """Return a model name in lower case and without an instance number."""
+    return unnumbered(name.strip().lower())
+
+
+def unnumbered(name: str) -> str:
+    """Return a model name without an instance number (`key:2` is `key`)."""
     head, colon, tail = name.rpartition(":")
     return head if colon and tail.isdigit() else name
 
@@ -30,6 +34,23 @@ def names_of(model: str, others: Iterable[str] = ()) -> frozenset[str]:
     return frozenset(names)
 
 
+def expanded(names: Iterable[str], aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the models that these names stand for, in order and each once; `aliases` has normal forms as its keys."""
+    if not aliases:
+        return tuple(names)
+    return tuple(dict.fromkeys(model for name in names for model in aliases.get(normal(name), (name,))))
+
+
+def is_numbered(name: str) -> bool:
+    """Tell whether a name has an instance number (`key:2`): it means that instance alone."""
+    return normal(name) != name.strip().lower()
+
+
+def is_meant(name: str, instance_id: str, names: frozenset[str]) -> bool:
+    """Tell whether a name means an instance."""
+    return name == instance_id if is_numbered(name) else normal(name) in names
+
+
 def instance_names(info: InstanceInfo) -> frozenset[str]:
     """Return the names of a loaded instance; empty for one that serves any model."""
     if info.model == ANY:
@@ -40,6 +61,13 @@ def instance_names(info: InstanceInfo) -> frozenset[str]:
 def catalog_names(entry: CatalogModel) -> frozenset[str]:
     """Return the names of a model on disk."""
     return names_of(entry.model, entry.variants)
+
+
+def on_disk(entry: CatalogModel, name: str) -> str:
+    """Return how a load names what a model on disk has under a name: a variant where one is meant, else its key."""
+    if "@" in name:
+        return next((each for each in entry.variants if name in names_of(each)), entry.model)
+    return entry.model
 
 
 def suits(kind: str, task_type: str) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from lmq_broker.core.records import StoredJob
 from lmq_proto.events import Event
 from lmq_proto.ids import PeerId
-from lmq_proto.messages import FromPeer, JobFilter, Piece
+from lmq_proto.messages import FromPeer, JobFilter, Piece, UsageRow
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -87,6 +87,21 @@ class ReadDue(msgspec.Struct, frozen=True):
     limit: int
 
 
+class ReadUsage(msgspec.Struct, frozen=True):
+    """A page of daily sums over the days `first` to `last`, both included."""
+
+    context: Context
+    first: int
+    last: int
+    by: tuple[str, ...]
+    """Columns that get rows of their own: `day`, `user`, `model`, `task_type`."""
+    user: str
+    """Only this user's; empty: all."""
+    after: tuple[str, ...]
+    """Values of those columns in the last row of the page before; empty: from the start."""
+    limit: int
+
+
 class CopyJournal(msgspec.Struct, frozen=True):
     """Write a copy of the journal to a path."""
 
@@ -94,7 +109,9 @@ class CopyJournal(msgspec.Struct, frozen=True):
     path: str
 
 
-ReadRequest = ReadJobs | ReadList | ReadEnds | ReadPayload | ReadText | ReadEvents | ReadDue | CopyJournal
+ReadRequest = (
+    ReadJobs | ReadList | ReadEnds | ReadPayload | ReadText | ReadEvents | ReadDue | ReadUsage | CopyJournal
+)
 
 
 class StoredText(msgspec.Struct, frozen=True):
@@ -156,6 +173,14 @@ class EventsReply(msgspec.Struct, frozen=True):
     """The cursor that was asked for, or found by time."""
 
 
+class UsageSums(msgspec.Struct, frozen=True):
+    """A page of daily sums in the order of its columns, and those over all pages."""
+
+    rows: list[UsageRow]
+    total: UsageRow
+    more: bool
+
+
 class CopyReply(msgspec.Struct, frozen=True):
     """How a backup went; `error` is empty if well."""
 
@@ -163,4 +188,4 @@ class CopyReply(msgspec.Struct, frozen=True):
     error: str
 
 
-ReadReply = ListReply | JobsReply | EndsReply | PayloadReply | TextReply | EventsReply | CopyReply
+ReadReply = ListReply | JobsReply | EndsReply | PayloadReply | TextReply | EventsReply | UsageSums | CopyReply

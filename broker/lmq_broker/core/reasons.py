@@ -1,6 +1,6 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
-from lmq_broker.core import leases, views
+from lmq_broker.core import leases, limiting, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.hindrances import hindrances
@@ -11,12 +11,14 @@ from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import counted, how_long, in_words
 from lmq_proto import bounds
 from lmq_proto.errors import NotFound
-from lmq_proto.ids import short
+from lmq_proto.ids import SHORT_CHARS, short, to_text
 from lmq_proto.messages import JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
 
 _LEAD_MS = 2000
 """Less engine time than this is not told: everybody has had a little more than somebody."""
+_NAMED_PARENTS = 5
+"""That a sentence names; all are in its fields."""
 
 
 def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) -> None:
@@ -62,6 +64,8 @@ def why_loaded(state: BrokerState, out: Out, session: Session, command: Why, ans
         Reason(code="attempt_failed", text=f"attempt {entry.fields.get('attempt', '?')}: {entry.message}")
         for entry in view.story
     ]
+    if view.error is not None and view.error.code == "parent_ended":
+        hints.append(f"lmq retry {str(view.error.fields['parent'])[-SHORT_CHARS:]}")
     if view.state in (State.DEAD, State.CANCELLED, State.EXPIRED):
         hints.append(f"lmq retry {short(view.id)}")
     elif view.state == State.DONE:
@@ -79,13 +83,18 @@ def _why_open(
 ) -> tuple[list[Reason], list[str]]:
     """Return the reasons that hold for an open job, the weightiest first, and what its owner can type."""
     name = short(job.id)
+    cancel = f"lmq cancel {name}"
     if job.state is State.LEASED and job.lease is not None:
         since = in_words(now.mono_ms - job.lease.granted_ms)
         what = f"it runs on {job.worker} for {since} ({job.lease.phase})"
-        return [Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})], [
-            f"lmq stream {name}", f"lmq cancel {name}"]  # fmt: skip
+        running = Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})
+        return [running], [f"lmq stream {name}", cancel]
     if job.state is State.DELAYED:
-        return [_why_delayed(job, now)], [f"lmq cancel {name}"]
+        return [_why_delayed(job, now)], [cancel]
+    if job.state is State.BLOCKED:
+        return [_why_blocked(state, view)], [f"lmq why {short(each)}" for each in view.waits_for[:1]] + [
+            cancel
+        ]
     reasons, hints = _why_held(state, job, now)
     told = hindrances(state, job, now)
     hints += told.hints
@@ -94,12 +103,16 @@ def _why_open(
         reasons += _why_behind(state, job, view.ahead, who)
         if job.priority < bounds.PRIORITY_MAX:
             hints.insert(0, f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}")
+    if view.own_priority is not None:
+        text = f"a job that waits for it lifts it from priority {view.own_priority} to {job.priority}"
+        fields = {"priority": job.priority, "own_priority": view.own_priority}
+        reasons.append(Reason(code="lifted", text=text, fields=dict(fields)))
     if job.past.suspect:
         reasons.append(_ALONE)
     if not reasons:
         reasons.append(Reason(code="next", text="it is next: the first slot that falls free is its own"))
     reasons += told.reasons if told.is_able else []
-    return reasons, [*hints, f"lmq cancel {name}"]
+    return reasons, [*hints, cancel]
 
 
 _ALONE = Reason(code="alone", text="an engine died under it: it runs alone, once a worker falls idle")
@@ -119,6 +132,13 @@ def _why_held(state: BrokerState, job: Job, now: Now) -> tuple[list[Reason], lis
         reasons.append(Reason(code="queue_paused", text=text,
                               fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
         hints.append(f"lmq queues resume {job.queue}")
+    for user in (None, job.user):
+        bucket = state.limits.blocks(user, job.queue, job.task_type, now.mono_ms)
+        if bucket is not None:
+            text, details = limiting.sentence_of(bucket, now)
+            reasons.append(Reason(code="limit", text=text, fields=details))
+            hints.append("lmq limits")
+            break
     return reasons, hints
 
 
@@ -159,3 +179,19 @@ def _why_delayed(job: Job, now: Now) -> Reason:
         text=f"its submitter wants it to start in {in_words(int(seconds * 1000))}",
         fields={"seconds": seconds},
     )
+
+
+def _why_blocked(state: BrokerState, view: JobView) -> Reason:
+    """Return which jobs a blocked one waits for."""
+    open_jobs = {parent: state.jobs.get(parent) for parent in view.waits_for}
+    states = [str(state.settling[id_] if job is None else job.state) for id_, job in open_jobs.items()]
+    named = [
+        f"{short(id_)} ({'running' if each == State.LEASED else each})"
+        for id_, each in zip(open_jobs, states, strict=True)
+    ]
+    more = len(named) - _NAMED_PARENTS
+    told = ", ".join(named[:_NAMED_PARENTS]) + (f" and {more} more" if more > 0 else "")
+    count = "1 job" if len(named) == 1 else f"{len(named)} jobs"
+    ids = [to_text(id_) for id_ in open_jobs]
+    text = f"it waits for {count}: {told}" if named else "its parents are done: it is ready in a moment"
+    return Reason(code="parents", text=text, fields={"jobs": ids, "states": states})

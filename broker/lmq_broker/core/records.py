@@ -2,6 +2,7 @@
 
 import msgspec
 
+from lmq_broker.core.histograms import Counts
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.events import Event
 
@@ -17,6 +18,8 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: bytes = b""
     """Of the payload, for jobs with a key."""
     session: str = ""
+    uses: tuple[str, ...] = ()
+    merge: str = ""
     parents: tuple[bytes, ...] = ()
     root: bytes = b""
 
@@ -31,6 +34,8 @@ class Past(msgspec.Struct, frozen=True, omit_defaults=True):
     backoff_ms: int = 0
     """A wait that a restart grants again."""
     error: ErrorInfo | None = None
+    own_priority: int | None = None
+    """What it was given, while a job that waits for it lifts it above that."""
 
 
 NO_PAST = Past()
@@ -131,7 +136,32 @@ class MetaSet(msgspec.Struct, frozen=True):
     value: bytes
 
 
+class UsageAdded(msgspec.Struct):
+    """What one turn adds to a row of the daily sums. Filled while the turn lasts, never changed afterwards."""
+
+    day: int
+    """UTC, counted from 1970-01-01."""
+    user: str
+    model: str
+    task_type: str
+    ended: dict[str, int] = msgspec.field(default_factory=dict)
+    """Jobs by final state."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    engine_ms: int = 0
+    waits: Counts = msgspec.field(default_factory=dict)
+    """Of jobs that ended: from accepted to the first start."""
+    runs: Counts = msgspec.field(default_factory=dict)
+    """From the first start to the end."""
+
+
+class UsageDropped(msgspec.Struct, frozen=True):
+    """The sums of this day and all before it are forgotten."""
+
+    day: int
+
+
 Record = (
     JobAdded | JobChanged | ResultAdded | ResultDropped | TextAdded | JobsDeleted | TombstonesDropped | EventsAdded
-    | MetaSet
+    | MetaSet | UsageAdded | UsageDropped
 )  # fmt: skip

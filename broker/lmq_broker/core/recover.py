@@ -1,39 +1,32 @@
-"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, known models."""
+"""From what the journal keeps back to a state: open jobs, leases in doubt, keys, holds, models, aliases, orders."""
 
 from collections.abc import Iterable
 from random import Random
 
 import msgspec
 
-from lmq_broker.core import jobs, readers
-from lmq_broker.core.chronicle import Out, put, tell
-from lmq_broker.core.clocks import LEDGER
+from lmq_broker.core import aliases, jobs, limiting, readers, users
+from lmq_broker.core.aliases import ALIAS, DEFAULT
+from lmq_broker.core.chronicle import LEDGER, Out, put, tell
 from lmq_broker.core.effects import Effect
 from lmq_broker.core.eta import Eta
 from lmq_broker.core.holds import HOLD
+from lmq_broker.core.orders import ORDER
 from lmq_broker.core.policies import POLICIES
 from lmq_broker.core.records import MetaSet, StoredJob
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState, Job, Key, Lease
 from lmq_broker.core.stimuli import Now
+from lmq_broker.core.users import ALLOWANCE
 from lmq_broker.core.workers import KNOWN_MODELS
 from lmq_proto.events import Kind
 from lmq_proto.ids import JobId, WorkerName
-from lmq_proto.messages import Hold
+from lmq_proto.messages import Alias, Allowance, DefaultModel, Hold, Order
 from lmq_proto.states import State
 
 EPOCH = "epoch"
 BROKER_ID = "broker_id"
 SECRET = "secret"
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """A final job as far as the core remembers it."""
-
-    id: bytes
-    number: int
-    user: str
-    key: str
 
 
 class StoredKey(msgspec.Struct, frozen=True):
@@ -50,7 +43,9 @@ class Memory(msgspec.Struct, frozen=True):
 
     meta: dict[str, bytes]
     open_jobs: Iterable[StoredJob]
-    finished: Iterable[tuple[bytes, int]]
+    """In the order they arrived."""
+    finished: Iterable[tuple[bytes, int, str, str, int]]
+    """Id, number, user, final state and priority, in the order they ended."""
     keys: Iterable[StoredKey]
     tombstones: Iterable[tuple[bytes, int]]
     stored_text: dict[int, tuple[int, int]]
@@ -60,6 +55,9 @@ class Memory(msgspec.Struct, frozen=True):
     last_seq: int
     oldest_cursor: int
     last_event_ms: int
+    usage_rows: Iterable[tuple[int, str, str, str]] = ()
+    """Day, user, model and task type of the rows of the latest days."""
+    usage_oldest_day: int = 0
 
 
 def recover(
@@ -74,6 +72,7 @@ def recover(
 ) -> tuple[BrokerState, list[Effect]]:
     """Return the state that a journal stands for, and the records of the new epoch, which must be durable first."""
     meta = memory.meta
+    limits = limiting.restored(settings, meta, now)
     state = BrokerState(
         settings=settings,
         broker_id=meta.get(BROKER_ID, fresh_id),
@@ -81,7 +80,8 @@ def recover(
         software=software,
         secret=meta.get(SECRET, fresh_secret),
         random=Random(seed),
-        policy=POLICIES[settings.policy](settings),
+        limits=limits,
+        policy=POLICIES[settings.policy](settings, limits),
         eta=Eta(),
         started_ms=now.mono_ms,
         started_at_ms=now.wall_ms,
@@ -97,6 +97,8 @@ def recover(
     put(state, out, MetaSet(BROKER_ID, state.broker_id))
     put(state, out, MetaSet(SECRET, state.secret))
     put(state, out, MetaSet(EPOCH, str(state.epoch).encode()))
+    for name in limiting.empty_again(meta, now):
+        put(state, out, MetaSet(name, b""))
     for name, value in meta.items():
         if name.startswith(HOLD):
             noun, _, what = name.removeprefix(HOLD).partition("/")
@@ -104,11 +106,31 @@ def recover(
             (state.queue_holds if noun == "queue" else state.worker_holds)[what] = held
         elif name.startswith(KNOWN_MODELS):
             state.known_models[name.removeprefix(KNOWN_MODELS)] = value.decode().split("\n")
+        elif name.startswith(ALLOWANCE):
+            given = msgspec.msgpack.decode(value, type=Allowance)
+            state.allowances[given.user] = given
+        elif name.startswith(ALIAS):
+            state.aliases_set[name.removeprefix(ALIAS)] = msgspec.msgpack.decode(value, type=Alias)
+        elif name.startswith(DEFAULT):
+            state.defaults_set[name.removeprefix(DEFAULT)] = msgspec.msgpack.decode(value, type=DefaultModel)
+        elif name.startswith(ORDER):
+            order = msgspec.msgpack.decode(value, type=Order)
+            state.orders[order.worker, order.model] = order
+    state.orders = dict(sorted(state.orders.items(), key=lambda each: (each[1].since_ms, each[0])))
+    aliases.refresh(state)
+    for user in [*state.allowances, *settings.ceilings]:
+        users.apply(state, user)
     state.policy.restore({
         name.removeprefix(LEDGER): value for name, value in meta.items() if name.startswith(LEDGER) and value
     })  # fmt: skip
-    state.finished.update(memory.finished)
+    for job_id, number, user, ended_as, priority in memory.finished:
+        state.finished.add(
+            job_id, number, state.names.setdefault(user, user), jobs.STATES[ended_as], priority
+        )
     state.tombstones.update((JobId(job_id), until_ms) for job_id, until_ms in memory.tombstones)
+    state.usage_oldest_day = memory.usage_oldest_day
+    for day, *names in memory.usage_rows:
+        state.usage_rows.setdefault(day, set()).add((names[0], names[1], names[2]))
     for stored in memory.open_jobs:
         _reopen(state, stored, memory, now)
     for key in memory.keys:
@@ -138,6 +160,8 @@ def _reopen(state: BrokerState, stored: StoredJob, memory: Memory, now: Now) -> 
     job.text_attempt, job.text_last = memory.stored_text.get(job.number, (0, 0))
     state.jobs[job.id] = job
     jobs.admit(state, job, now)
+    if job.past.own_priority is not None:
+        state.unweighed[job.id] = None
     if job.state is State.LEASED:
         job.lease = _lease_in_doubt(state, job, now)
 

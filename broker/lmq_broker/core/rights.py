@@ -17,15 +17,25 @@ from lmq_proto.messages import (
     Heartbeat,
     Hello,
     ListJobs,
+    ListLimits,
     ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
+    Metrics,
+    OrderModel,
     Pause,
     Phases,
+    ResetLimits,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
+    SetLimit,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -33,6 +43,7 @@ from lmq_proto.messages import (
     Unfollow,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 
@@ -49,15 +60,33 @@ _LOOK: frozenset[type[FromPeer]] = frozenset(
         Unfollow,
         ListQueues,
         ListWorkers,
+        ListLimits,
         ListModels,
+        ListUsers,
         Health,
+        Usage,
+        Metrics,
     }
 )
 _OWN_JOBS: frozenset[type[FromPeer]] = frozenset(
     {Submit, Follow, FollowText, GetPayload, Cancel, Retry, Delete, Update}
 )
 _WORK: frozenset[type[FromPeer]] = frozenset({Enlist, Results, Phases, TextReport, CapacityReport, LoadEnded})
-_STEER: frozenset[type[FromPeer]] = frozenset({Pause, Drain, Resume, Backup})
+_STEER: frozenset[type[FromPeer]] = frozenset(
+    {
+        Pause,
+        Drain,
+        Resume,
+        Backup,
+        SetLimit,
+        ResetLimits,
+        SetUser,
+        ResetUser,
+        SetAlias,
+        SetDefaultModel,
+        OrderModel,
+    }
+)
 
 MAY: dict[str, frozenset[type[FromPeer]]] = {
     "user": _SESSION | _LOOK | _OWN_JOBS,

@@ -3,11 +3,18 @@
 import msgspec
 
 from lmq_proto import bounds
+from lmq_proto.parts import Limit
 
 ENGINE_TASKS = frozenset({"chat", "complete", "embed", "bulk_embed", "echo"})
 """Task types with no side effects: their dispatch need not wait for the disk."""
 
 EMBEDDING_TASKS = frozenset({"embed", "bulk_embed"})
+TASKS_WITH_DEFAULT = ("chat", "complete", "embed", "bulk_embed")
+"""Task types that may have a default model."""
+
+
+POOLED, EACH = "pooled", "each"
+"""How users of an app share."""
 
 
 class TaskDefaults(msgspec.Struct, frozen=True):
@@ -18,6 +25,10 @@ class TaskDefaults(msgspec.Struct, frozen=True):
     failures: int = 3
     timeout_ms: int = 600_000
     keep_ms: int = 7 * bounds.DAY_MS
+    model: str = ""
+    """A model or an alias, for jobs that name none; empty: any will do."""
+    expected_ms: int = 60_000
+    """Of own tasks: how long one is thought to take, until some have ended."""
 
 
 TASK_DEFAULTS: dict[str, TaskDefaults] = {
@@ -39,12 +50,14 @@ class BandSettings(msgspec.Struct, frozen=True):
     """Least share of what stricter bands get, 0..1."""
     patience: float = 3.0
     """How long the loaded model is preferred to the fair choice, in times of a load."""
+    reserve: int = 0
+    """Slots of each instance left free for stricter bands, while these have started jobs within ten minutes."""
 
 
 BANDS = (
     BandSettings("interactive", 7, 0.0, 1.0),
     BandSettings("normal", 4, 0.10, 3.0),
-    BandSettings("background", 0, 0.05, 5.0),
+    BandSettings("background", 0, 0.05, 5.0, 1),
 )
 
 
@@ -58,7 +71,7 @@ class Rates(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """Every bound of the core has a name and a number."""
 
-    policy: str = "strict"
+    policy: str = "blfq"
     task_defaults: dict[str, TaskDefaults] = msgspec.field(default_factory=lambda: dict(TASK_DEFAULTS))
     bands: tuple[BandSettings, ...] = BANDS
     """From the strictest on."""
@@ -67,11 +80,19 @@ class Settings(msgspec.Struct, frozen=True):
     foresees: bool = True
     """What a job will cost is charged when it starts; no: as it is received."""
     weights: dict[str, float] = msgspec.field(default_factory=dict)
-    """User -> weight in the fair share; 1 for all others."""
+    """User -> weight in the fair share; 1 for all others. What commands say wins."""
+    apps: dict[str, str] = msgspec.field(default_factory=dict)
+    """App -> `pooled` (its users, `app/name`, share as one) or `each` (each has a share); pooled for all others."""
+    ceilings: dict[str, int] = msgspec.field(default_factory=dict)
+    """User -> the highest priority that may be asked for; none for all others. What commands say wins."""
     rates: dict[str, Rates] = msgspec.field(default_factory=dict)
     """Model -> rates by which jobs are charged; those of other models are learnt."""
     outlook_every_ms: int = 2000
     """How often starts are foreseen while jobs wait and nobody asks, so that ranges hold once somebody does; 0: not."""
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Name -> models it stands for, where no command says otherwise."""
+    limits: tuple[Limit, ...] = ()
+    """Those of the file, until a command sets others."""
     open_role: str = "admin"
     """Open mode: the role of local peers."""
 
@@ -84,6 +105,16 @@ class Settings(msgspec.Struct, frozen=True):
     """What the journal may take on disk before the oldest final jobs go."""
     queues: int = 10_000
     workers: int = 1000
+    allowances: int = 10_000
+    """Users to whom commands gave a weight or a ceiling."""
+    aliases_set: int = 1000
+    """Aliases by command."""
+    orders: int = 1000
+    """Loads and unloads that are not done yet, and pins."""
+    usage_rows: int = 5000
+    """Rows of the daily sums (user, model, task type) that one day gets; what comes beyond has one row together."""
+    usage_days: int = 731
+    """How long the daily sums are kept."""
     names: int = 100_000
     """Names of which one string object is kept."""
     tombstones: int = 200_000

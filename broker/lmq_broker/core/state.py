@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmq_broker.core.finished import Finished
+from lmq_broker.core.histograms import Counts
+from lmq_broker.core.limits import Limits
 from lmq_broker.core.reads import ReadEvents, ReadText
-from lmq_broker.core.records import Past, Terms
+from lmq_broker.core.records import Past, Terms, UsageAdded
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import HostFacts
 from lmq_proto.errors import ErrorInfo
 from lmq_proto.events import Event
 from lmq_proto.ids import InstanceId, JobId, PeerId, UserName, WorkerName
-from lmq_proto.messages import Capacity, EventFilter, Hold, Piece
+from lmq_proto.messages import Alias, Allowance, Capacity, DefaultModel, EventFilter, Hold, Order, Piece
 from lmq_proto.states import State
 
 if TYPE_CHECKING:
     from lmq_broker.core.eta import Eta
-    from lmq_broker.core.policies.base import Policy
+    from lmq_broker.core.policies.base import FlowKey, Policy
 
 
 class Job(msgspec.Struct, gc=False):
@@ -67,6 +70,12 @@ class Job(msgspec.Struct, gc=False):
     """Monotonic; 0: none."""
 
 
+class Slot(msgspec.Struct):
+    """What one request of an endpoint takes; the leases of a group share it."""
+
+    leases: int = 1
+
+
 class Lease(msgspec.Struct):
     """The right of a worker to one attempt."""
 
@@ -93,6 +102,7 @@ class Lease(msgspec.Struct):
     tokens_per_s: float = 0.0
     published_ms: int = 0
     text: "TextLog | None" = None
+    slot: Slot = msgspec.field(default_factory=Slot)
 
 
 class TextLog(msgspec.Struct):
@@ -127,7 +137,39 @@ class Instance(msgspec.Struct):
     slots: int
     ours: bool
     model: str
+    budget_tokens: int = 0
+    """Of all that runs on it together; 0: no such bound."""
     leased: int = 0
+    """Slots that are taken."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A load or unload that is over, with the drain before it."""
+
+    began_ms: int
+    """Monotonic, as the next."""
+    ended_ms: int
+    model: str
+    user: str
+    """Whose job, or who, it was for."""
+    loaded: bool
+    """The model is there now; false: it was unloaded, or could not be loaded."""
+
+
+class Conduct(msgspec.Struct):
+    """How an endpoint has behaved lately. Outlives the worker's process, not the broker's."""
+
+    trust: float = 1.0
+    """As it was at `trust_ms`; it recovers from there."""
+    trust_ms: int = 0
+    crashes: dict[str, int] = msgspec.field(default_factory=dict)
+    """Instance -> when an engine last died under a job there."""
+    missed: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
+    """Instances that vanished while jobs ran on them, with model and time: whether they crashed is told soon."""
+    changes: deque[Change] = msgspec.field(default_factory=deque)
+    """Of the last hour, oldest first."""
+    told_ms: int = -1
+    """When it was last told that swaps are costly; -1: never."""
 
 
 class Worker(msgspec.Struct):
@@ -158,17 +200,29 @@ class Worker(msgspec.Struct):
     """Journal position of its `enlisted`: work and loads are sent after it."""
     instances: dict[str, Instance] = msgspec.field(default_factory=dict)
     leases: dict[LeaseKey, Lease] = msgspec.field(default_factory=dict)
+    busy: int = 0
+    """Slots that its leases take, over all instances."""
     alone: bool = False
     """A suspect runs here: nothing else may start, so that its crash is known to be its own."""
     loading: str = ""
     """Model or instance that a `load` or `unload` is under way for."""
     loading_since_ms: int = 0
+    """Of a load; 0: an `unload` is under way."""
+    loading_for: str = ""
+    """User whose job it is done for, or who ordered it."""
+    draining_since_ms: int = 0
+    """When room began to be made for it: the beginning of what it costs."""
     command_id: int = 0
     refused_loads: dict[str, int] = msgspec.field(default_factory=dict)
     """Model -> monotonic time from which it may be tried again."""
     memory_full: bool = False
     """The last load failed for want of memory."""
     says_full_until_ms: int = 0
+    conduct: Conduct = msgspec.field(default_factory=Conduct)
+
+
+OrderKey = tuple[str, str]
+"""(worker, model): there is one order each, the latest."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -269,6 +323,28 @@ class End(msgspec.Struct, frozen=True, gc=False):
     leased_ms: int
 
 
+class Times(msgspec.Struct):
+    """How long something took, each time."""
+
+    counts: Counts = msgspec.field(default_factory=dict)
+    total_ms: int = 0
+
+
+class Meters(msgspec.Struct):
+    """What has been counted since the start, for `metrics` alone."""
+
+    bands: list[tuple[Times, Times]] = msgspec.field(default_factory=list)
+    """Of each band so far: from accepted to the first start, and from there to the end."""
+    prompt_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    """By model, as are the next two."""
+    output_tokens: dict[str, int] = msgspec.field(default_factory=dict)
+    engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    users_engine_ms: dict[str, int] = msgspec.field(default_factory=dict)
+    loads: dict[str, int] = msgspec.field(default_factory=dict)
+    """By what came of them: `done` or `failed`."""
+    unloads: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class BrokerState(msgspec.Struct):
     """Everything the broker knows."""
 
@@ -280,6 +356,7 @@ class BrokerState(msgspec.Struct):
     """Makes the channel ids of jobs; random, kept in the journal."""
     random: Random
     """The only source of chance: seeded, so that a run can be repeated."""
+    limits: Limits
     policy: "Policy"
     eta: "Eta"
     started_ms: int
@@ -287,7 +364,7 @@ class BrokerState(msgspec.Struct):
 
     # jobs
     jobs: dict[bytes, Job] = msgspec.field(default_factory=dict)
-    finished: dict[bytes, int] = msgspec.field(default_factory=dict)
+    finished: Finished = msgspec.field(default_factory=Finished)
     """Final jobs that are kept: id -> number, in the order they ended."""
     tombstones: dict[bytes, int] = msgspec.field(default_factory=dict)
     """Deleted jobs: id -> wall time until which the id is remembered."""
@@ -295,11 +372,19 @@ class BrokerState(msgspec.Struct):
     keys_of_finished: dict[bytes, tuple[str, str]] = msgspec.field(default_factory=dict)
     reopened: dict[bytes, int] = msgspec.field(default_factory=dict)
     """Jobs that were retried since the start and are not deleted: id -> journal position of the last time."""
+    children: dict[bytes, dict[bytes, None]] = msgspec.field(default_factory=dict)
+    """Job -> blocked jobs that wait for it. It is open, or has ended and not all of them have been told."""
+    settling: dict[bytes, State] = msgspec.field(default_factory=dict)
+    """Jobs that have ended and whose children have not all been told -> how they ended."""
+    freed: deque[Job] = msgspec.field(default_factory=deque)
+    """Blocked jobs that came back from the journal and wait for nobody any more."""
+    unweighed: dict[bytes, None] = msgspec.field(default_factory=dict)
+    """Jobs whose priority may no longer be what they and those that wait for them call for."""
     last_number: int = 0
     last_order: int = 0
     queues: dict[str, Queue] = msgspec.field(default_factory=dict)
     users_open: dict[str, int] = msgspec.field(default_factory=dict)
-    shared_terms: dict[tuple[int, int, int], Terms] = msgspec.field(default_factory=dict)
+    shared_terms: dict[tuple[object, ...], Terms] = msgspec.field(default_factory=dict)
     """Terms of jobs that asked for nothing of their own: (timeout, failures, keep) -> one object."""
     model_lists: dict[tuple[str, ...], tuple[str, ...]] = msgspec.field(default_factory=dict)
     """One tuple for each list of models that jobs ask for."""
@@ -348,6 +433,29 @@ class BrokerState(msgspec.Struct):
     # holds: noun -> name -> hold
     queue_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
     worker_holds: dict[str, Hold] = msgspec.field(default_factory=dict)
+    alerts: set[str] = msgspec.field(default_factory=set)
+    """Limits whose alert is raised."""
+
+    # users
+    allowances: dict[str, Allowance] = msgspec.field(default_factory=dict)
+    """What commands gave users."""
+    ceilings: dict[str, int] = msgspec.field(default_factory=dict)
+    """In force, by command or from the settings."""
+    charged_lately: deque[tuple[int, dict["FlowKey", float]]] = msgspec.field(default_factory=deque)
+    """(monotonic time, what users received up to then), second by second."""
+
+    # models, as people steer them
+    aliases_set: dict[str, Alias] = msgspec.field(default_factory=dict)
+    """Normal name -> what a command made of it."""
+    aliases: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Normal name -> models: what is in force, by command or by the configuration file."""
+    defaults_set: dict[str, DefaultModel] = msgspec.field(default_factory=dict)
+    """Task type -> what a command made of it."""
+    orders: dict[OrderKey, Order] = msgspec.field(default_factory=dict)
+    contexts: dict[tuple[str, ...], tuple[str, int]] = msgspec.field(default_factory=dict)
+    """(task type, models ..) -> the model with the largest context and its tokens; 0: one is not known."""
+    contexts_version: int = -1
+    """`fleet_version` that they were worked out for."""
 
     # journal and events
     position: int = 0
@@ -364,6 +472,12 @@ class BrokerState(msgspec.Struct):
     host: HostFacts = HostFacts()
     stopping: bool = False
 
+    # usage
+    usage_rows: dict[int, set[tuple[str, str, str]]] = msgspec.field(default_factory=dict)
+    """Day -> (user, model, task type) of the rows it has; of the latest days only."""
+    usage_oldest_day: int = 0
+    """0: there are no sums."""
+
     # work of the turn
     fresh_text: dict[bytes, None] = msgspec.field(default_factory=dict)
     fresh_ends: dict[PeerId, list[End]] = msgspec.field(default_factory=dict)
@@ -371,6 +485,7 @@ class BrokerState(msgspec.Struct):
     awake: list[TextReader] = msgspec.field(default_factory=list)
     """Text readers that came, or were given credit, this turn."""
     unstored_text: dict[bytes, None] = msgspec.field(default_factory=dict)
+    fresh_usage: dict[tuple[int, str, str, str], UsageAdded] = msgspec.field(default_factory=dict)
 
     # counters since the start
     ended: dict[str, int] = msgspec.field(default_factory=dict)
@@ -378,3 +493,4 @@ class BrokerState(msgspec.Struct):
     stale_results: int = 0
     ends_lately: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
     """(monotonic second, jobs ended in it), the last 30 of them."""
+    meters: Meters = msgspec.field(default_factory=Meters)

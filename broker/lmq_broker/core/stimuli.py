@@ -3,7 +3,7 @@
 import msgspec
 
 from lmq_broker.core.reads import ReadReply, ReadRequest
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import Settings
 from lmq_proto.ids import PeerId
 from lmq_proto.messages import FromPeer
 
@@ -60,10 +60,10 @@ class DiskChanged(msgspec.Struct, frozen=True):
     floor_bytes: int
 
 
-class DefaultsChanged(msgspec.Struct, frozen=True):
+class SettingsChanged(msgspec.Struct, frozen=True):
     """The configuration file was read again."""
 
-    task_defaults: dict[str, TaskDefaults]
+    settings: Settings
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -89,5 +89,5 @@ class TurnEnded(msgspec.Struct, frozen=True):
 
 
 Stimulus = (
-    Received | PeerGone | PeerClogged | Loaded | DiskChanged | DefaultsChanged | HostFacts | Stop | TurnEnded
+    Received | PeerGone | PeerClogged | Loaded | DiskChanged | SettingsChanged | HostFacts | Stop | TurnEnded
 )

@@ -1,6 +1,8 @@
 """Submit: each job of a batch is accepted, recognised or refused; and what the fields of a job may hold."""
 
-from lmq_broker.core import fields, jobs, models, readers
+from collections.abc import Sequence
+
+from lmq_broker.core import aliases, contexts, fields, jobs, limiting, parents, readers, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -19,7 +21,7 @@ from lmq_broker.core.records import (
     Terms,
 )
 from lmq_broker.core.rights import may_act_for
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, TaskDefaults
 from lmq_broker.core.state import BrokerState, Job, Key, Session
 from lmq_broker.core.stimuli import Now
 from lmq_proto import bounds
@@ -33,7 +35,6 @@ from lmq_proto.errors import (
     QueueDraining,
     Stopping,
     TooLarge,
-    UnknownModel,
 )
 from lmq_proto.events import Kind
 from lmq_proto.ids import JOB_ID_BYTES, JobId, UserName, to_text
@@ -46,6 +47,8 @@ from lmq_proto.messages import (
 from lmq_proto.states import State
 
 _DEFAULTS = TaskDefaults()
+_RESOURCES = 4
+"""That one job may use."""
 
 
 def submit(state: BrokerState, out: Out, session: Session, command: Submit, body: bytes, now: Now) -> None:
@@ -59,10 +62,11 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
         refuse(state, out, session.peer, command.request_id, error)
         return
     outcomes: list[Outcome] = []
+    batch = parents.Batch()
     if command.atomic:
         keys: dict[str, bytes] = {}
         for spec, payload in zip(specs, payloads, strict=True):
-            problem = _problem(state, spec, payload, user, now, len(specs))
+            problem = _problem(state, session, spec, payload, user, now, len(specs), batch)
             if spec.key and keys.setdefault(spec.key, payload) != payload:
                 problem = IdempotencyConflict(spec.key, to_text(spec.id))
             if problem is not None:
@@ -70,20 +74,26 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
                 outcomes = [Outcome(job_id=each.id, outcome="refused", error=info) for each in specs]
                 reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
                 return
+        batch = parents.Batch()
     for spec, payload in zip(specs, payloads, strict=True):
         known = _known(state, spec, payload, user)
         if isinstance(known, LmqError):
             outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, known)))
             continue
         if known is not None:
+            batch.known[spec.id] = known
             outcomes.append(Outcome(job_id=known, outcome="duplicate", channel=channel(state, known)))
         else:
-            refused = _refused(state, spec, payload, user, now, 1)
+            refused = _refused(state, session, spec, payload, user, now, 1, batch)
             if refused is not None:
                 outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, refused)))
                 continue
-            job = _accept(state, out, session, spec, payload, user, now)
-            outcomes.append(Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id)))
+            job = _accept(state, out, session, spec, payload, user, now, batch)
+            asked = _asked(state, spec, user, job.terms.parents)
+            outcomes.append(
+                Outcome(job_id=job.id, outcome="accepted", channel=channel(state, job.id),
+                        priority=job.priority if job.priority != asked else None)
+            )  # fmt: skip
         if command.follow:
             readers.follow_one(state, out, session, outcomes[-1].job_id)
     reply(state, out, session.peer, Submitted(request_id=command.request_id, outcomes=outcomes))
@@ -107,13 +117,20 @@ def _check_batch(state: BrokerState, session: Session, command: Submit, user: st
 
 
 def _problem(
-    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
-) -> LmqError | None:
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
+    batch: parents.Batch,
+) -> LmqError | None:  # fmt: skip
     """Return why a job of an atomic batch cannot be accepted, if so."""
     known = _known(state, spec, payload, user)
     if isinstance(known, LmqError):
         return known
-    return None if known is not None else _refused(state, spec, payload, user, now, adding)
+    if known is not None:
+        batch.known[spec.id] = known
+        return None
+    problem = _refused(state, session, spec, payload, user, now, adding, batch)
+    if problem is None:
+        batch.expect(spec)
+    return problem
 
 
 def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobId | LmqError | None:
@@ -132,11 +149,14 @@ def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobI
 
 
 def _refused(
-    state: BrokerState, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int
-) -> LmqError | None:
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
+    batch: parents.Batch,
+) -> LmqError | None:  # fmt: skip
     """Return why a new job cannot be accepted, if so."""
     try:
         _check_spec(state, spec)
+        if spec.parents:
+            parents.check(state, session, user, parents.parents_of(spec, batch), batch, now)
     except LmqError as error:
         return error
     limits = state.settings
@@ -153,25 +173,11 @@ def _refused(
     hold = state.queue_holds.get(queue)
     if hold is not None and hold.kind == "drain":
         return QueueDraining(queue)
-    return _unknown_model(state, spec)
-
-
-def _unknown_model(state: BrokerState, spec: JobSpec) -> LmqError | None:
-    """Return an error if endpoints are known and none has any of the models asked for."""
-    if not spec.models or not state.known_models:
-        return None
-    if state.known_names is None:
-        state.known_names = frozenset(
-            name
-            for worker in state.known_models.values()
-            for model in worker
-            for name in models.names_of(model)
-        )
-    known_names = state.known_names
-    if models.ANY in known_names or any(models.normal(model) in known_names for model in spec.models):
-        return None
-    known = [name for worker in state.known_models.values() for name in worker]
-    return UnknownModel(spec.models[0], models.nearest(spec.models[0], known))
+    over = limiting.refused(state, user, queue, spec.task_type, len(payload), adding, now)
+    if over is not None:
+        return over
+    wanted = aliases.models_asked(state, spec.task_type, spec.models)
+    return aliases.unknown_model(state, wanted) or contexts.never_fits(state, spec, wanted)
 
 
 def _check_spec(state: BrokerState, spec: JobSpec) -> None:
@@ -203,8 +209,19 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
     if spec.prompt_tokens or spec.output_tokens:
         fields.check_within("prompt_tokens", spec.prompt_tokens, 0, bounds.TOKENS)
         fields.check_within("output_tokens", spec.output_tokens, 0, bounds.TOKENS)
+    if spec.uses:
+        if len(spec.uses) > _RESOURCES:
+            raise BadField("uses", len(spec.uses), f"at most {_RESOURCES}")
+        if spec.task_type in ENGINE_TASKS:
+            raise BadField("uses", spec.uses[0], "none for a job that an endpoint runs")
+        for resource in spec.uses:
+            fields.check_name("uses", resource)
+    if len(spec.merge) > bounds.NAME_CHARS or (spec.merge and spec.task_type not in EMBEDDING_TASKS):
+        raise BadField("merge", spec.merge, f"at most {bounds.NAME_CHARS} characters, for embeddings only")
     if spec.parents:
-        raise BadField("parents", len(spec.parents), "none: this broker does not know dependencies yet")
+        parents.check_ids(spec)
+    if len(spec.root) not in (0, JOB_ID_BYTES):
+        raise BadField("root", len(spec.root), f"{JOB_ID_BYTES} bytes, or none")
 
 
 def _defaults(state: BrokerState, task_type: str) -> TaskDefaults:
@@ -212,8 +229,9 @@ def _defaults(state: BrokerState, task_type: str) -> TaskDefaults:
 
 
 def _accept(
-    state: BrokerState, out: Out, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now
-) -> Job:
+    state: BrokerState, out: Out, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now,
+    batch: parents.Batch,
+) -> Job:  # fmt: skip
     """Make a job of a spec that is in order, and let it wait or be ready."""
     defaults = _defaults(state, spec.task_type)
     intern = state.names.setdefault
@@ -224,6 +242,7 @@ def _accept(
     state.last_number += 1
     state.last_order += 1
     due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)
+    waits_for = parents.parents_of(spec, batch) if spec.parents else ()
     job = Job(
         number=state.last_number,
         id=JobId(spec.id),
@@ -231,47 +250,64 @@ def _accept(
         principal=session.who.principal,
         task_type=intern(spec.task_type, spec.task_type),
         queue=intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
-        priority=defaults.priority if spec.priority is None else spec.priority,
+        priority=users.allowed(state, user, _asked(state, spec, user, waits_for)),
         state=State.READY,
         order=state.last_order,
         created_at_ms=now.wall_ms,
         payload_bytes=len(payload),
-        models=_shared_models(state, spec.models) if spec.models else (),
-        terms=_terms(state, spec, payload, defaults),
+        models=_shared_models(state, aliases.models_asked(state, spec.task_type, spec.models)),
+        terms=_terms(state, spec, payload, waits_for, defaults),
         past=NO_PAST,
         prompt_tokens=spec.prompt_tokens,
         output_tokens=spec.output_tokens,
         due_at_ms=due_at_ms,
         expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
     )
-    if due_at_ms > now.wall_ms:
+    if parents.is_awaited(state, waits_for):
+        job.state = State.BLOCKED
+    elif due_at_ms > now.wall_ms:
         job.state = State.DELAYED
     state.jobs[job.id] = job
     if spec.key:
         state.keys[user, spec.key] = Key(job.id, job.terms.digest)
     put(state, out, JobAdded(image(job), payload))
     jobs.admit(state, job, now)
+    state.limits.submitted(
+        job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
+    )
     tell(state, now, Kind.ACCEPTED, job)
     return job
 
 
-def _shared_models(state: BrokerState, models: list[str]) -> tuple[str, ...]:
+def _shared_models(state: BrokerState, models: Sequence[str]) -> tuple[str, ...]:
     """Return the models asked for as the one tuple that all such jobs have."""
     names = tuple(models)
     return state.model_lists.setdefault(names, names)
 
 
-def _terms(state: BrokerState, spec: JobSpec, payload: bytes, defaults: TaskDefaults) -> Terms:
+def _asked(state: BrokerState, spec: JobSpec, user: str, waits_for: tuple[bytes, ...]) -> int:
+    """Return the priority that was asked for, or else what a job has from its parents, or from its task type."""
+    if spec.priority is not None:
+        return spec.priority
+    inherited = parents.inherited(state, user, waits_for) if waits_for else None
+    return _defaults(state, spec.task_type).priority if inherited is None else inherited
+
+
+def _terms(
+    state: BrokerState, spec: JobSpec, payload: bytes, waits_for: tuple[bytes, ...], defaults: TaskDefaults
+) -> Terms:
     """Return a job's terms; jobs that have nothing of their own in them share one object, for memory."""
     times = (
         spec.timeout_ms or defaults.timeout_ms, spec.failures or defaults.failures, spec.keep_ms or defaults.keep_ms,
     )  # fmt: skip
-    if not (spec.labels or spec.key or spec.session or spec.root):
-        shared = state.shared_terms.get(times)
+    uses = tuple(sorted(set(spec.uses)))
+    if not (spec.labels or spec.key or spec.session or spec.root or waits_for):
+        alike = *times, uses, spec.merge
+        shared = state.shared_terms.get(alike)
         if shared is None:
-            shared = state.shared_terms[times] = Terms(*times)
+            shared = state.shared_terms[alike] = Terms(*times, uses=uses, merge=spec.merge)
         return shared
     return Terms(
         *times, labels=spec.labels, key=spec.key, digest=digest(payload) if spec.key else b"", session=spec.session,
-        root=spec.root,
+        uses=uses, merge=spec.merge, parents=waits_for, root=spec.root,
     )  # fmt: skip

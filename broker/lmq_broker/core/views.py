@@ -4,7 +4,17 @@ from itertools import islice
 
 import msgspec
 
-from lmq_broker.core import commands, fields, workers
+from lmq_broker.core import (
+    aliases,
+    commands,
+    fields,
+    models,
+    orders,
+    parents,
+    swapcosts,
+    trust,
+    workers,
+)
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -49,6 +59,7 @@ from lmq_proto.messages import (
     ListWorkers,
     Models,
     ModelView,
+    Order,
     Payload,
     Queues,
     QueueSize,
@@ -66,6 +77,8 @@ _PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
 """What the views of one reply may take; the ids that are missing take less than the rest."""
 _LOOK_AT_JOBS = 20_000
 """Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
+
+_STARTS_LATER = (State.DELAYED, State.BLOCKED)
 
 _pack = msgspec.msgpack.Encoder()
 
@@ -96,10 +109,11 @@ def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
         worker=job.worker if lease is not None else "", attempt=job.attempt, failures=job.failures,
         failures_max=job.terms.failures_max, suspect=job.past.suspect,
         ahead=ahead, starts_in_s=starts, done_in_s=done,
-        due_at_ms=job.due_at_ms if job.state is State.DELAYED else 0, expires_at_ms=job.expires_at_ms,
+        due_at_ms=job.due_at_ms if job.state in _STARTS_LATER else 0, expires_at_ms=job.expires_at_ms,
         started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
-        story=list(job.past.story),
+        story=list(job.past.story), parents=list(job.terms.parents), waits_for=parents.awaited(state, job),
+        own_priority=job.past.own_priority,
     )  # fmt: skip
 
 
@@ -113,7 +127,7 @@ def of_stored(state: BrokerState, job: StoredJob) -> JobView:
         started_at_ms=job.started_at_ms, finished_at_ms=job.finished_at_ms, deletes_at_ms=job.deletes_at_ms,
         timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes, result_bytes=job.result_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
-        error=job.past.error, story=list(job.past.story),
+        error=job.past.error, story=list(job.past.story), parents=list(job.terms.parents),
     )  # fmt: skip
 
 
@@ -224,7 +238,7 @@ def payload_loaded(
 
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
-    oldest: dict[str, int] = {}
+    oldest = oldest_waits(state, now)
     names = {
         *state.queues,
         *state.queue_holds,
@@ -232,13 +246,19 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
     }
     for worker in state.workers.values():
         names |= worker.queues
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+
+
+def oldest_waits(state: BrokerState, now: Now) -> dict[str, int]:
+    """Return how long the oldest ready job of each queue waits, in milliseconds; queues without one are left out."""
+    oldest: dict[str, int] = {}
     for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
         if job.state is State.READY and job.queue not in oldest:
             oldest[job.queue] = now.mono_ms - job.ready_since_ms
             if len(oldest) == len(state.queues):
                 break
-    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
-    inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
+    return oldest
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
@@ -266,12 +286,23 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         software=worker.software, protocol=worker.protocol, pid=worker.pid,
         connected_ms=now.mono_ms - worker.connected_ms, heard_ms=now.mono_ms - worker.heard_ms,
         leased=len(worker.leases), capacity=worker.capacity, loading=worker.loading,
-        hold=state.worker_holds.get(worker.name),
+        loading_ms=now.mono_ms - worker.loading_since_ms if worker.loading else 0,
+        instances_leased={each.id: each.leased for each in worker.instances.values() if each.leased},
+        hold=state.worker_holds.get(worker.name), trust=round(trust.trust_of(worker, now.mono_ms), 3),
+        loads=swapcosts.loads(worker, now.mono_ms), lost_ms=swapcosts.lost_ms(worker, now.mono_ms),
     )  # fmt: skip
 
 
-def list_models(state: BrokerState, out: Out, session: Session, command: ListModels) -> None:
-    """Answer with all models of all connected endpoints."""
+def list_models(state: BrokerState, out: Out, session: Session, command: ListModels, now: Now) -> None:
+    """Answer with all models of all connected endpoints, those that are ordered too, and what else they are called."""
+    inform(state, out, session.peer, Models(
+        request_id=command.request_id, models=all_models(state, now), aliases=aliases.listed(state),
+        defaults=aliases.defaults(state),
+    ))  # fmt: skip
+
+
+def all_models(state: BrokerState, now: Now) -> list[ModelView]:
+    """Return the models of all connected endpoints, and those that are ordered, by name."""
     found: dict[str, ModelView] = {}
     for worker in state.workers.values():
         if worker.peer is None:
@@ -284,14 +315,30 @@ def list_models(state: BrokerState, out: Out, session: Session, command: ListMod
             found[instance.model] = _with(
                 view, loaded_on=worker.name, slots=instance.slots, leased=instance.leased
             )
-    views = [
-        ModelView(
-            model=view.model, kind=view.kind, loaded_on=view.loaded_on, on_disk_at=view.on_disk_at, slots=view.slots,
-            leased=view.leased, waiting=state.policy.waiting_for(view.model),
+    given: dict[str, list[Order]] = {}
+    for order in state.orders.values():
+        # A variant, or an instance by its number, is shown with its model.
+        key = order.model if order.model in found else order.model.partition("@")[0]
+        key = key if key in found else key.rpartition(":")[0] if models.is_numbered(key) else key
+        found.setdefault(key, ModelView(model=key, kind=""))
+        given.setdefault(key, []).append(orders.shown(state, order, now))
+    return [
+        msgspec.structs.replace(
+            view, waiting=state.policy.waiting_for(view.model), aliases=_aliases_of(state, view.model),
+            orders=given.get(view.model, []),
         )
         for _, view in sorted(found.items())
     ]  # fmt: skip
-    inform(state, out, session.peer, Models(request_id=command.request_id, models=views))
+
+
+def _aliases_of(state: BrokerState, model: str) -> list[str]:
+    """Return the aliases that stand for a model or a variant of it."""
+    names = models.names_of(model)
+    return [
+        alias.name
+        for alias in aliases.listed(state)
+        if any(names & models.names_of(each) for each in alias.models)
+    ]
 
 
 def _with(

@@ -1,11 +1,11 @@
 """Workers: enlisted, what they report of their endpoint, models loaded and unloaded, silence and death."""
 
-from lmq_broker.core import fields, leases, models, sessions
+from lmq_broker.core import fields, leases, models, orders, sessions, swapcosts, trust
 from lmq_broker.core.chronicle import Out, full, put, refuse, reply, tell
 from lmq_broker.core.effects import Log, Publish, Send
-from lmq_broker.core.policies.base import TAKEN_BACK
+from lmq_broker.core.policies.base import TAKEN_BACK, Load, Unload
 from lmq_broker.core.records import MetaSet
-from lmq_broker.core.state import BrokerState, Instance, Session, Worker
+from lmq_broker.core.state import BrokerState, Conduct, Instance, Session, Worker
 from lmq_broker.core.stimuli import Now, Received
 from lmq_proto import bounds
 from lmq_proto.errors import (
@@ -140,12 +140,13 @@ def _admit(state: BrokerState, out: Out, command: Enlist, now: Now) -> Worker:
     worker = state.workers.get(command.name)
     if worker is not None and worker.instance == command.instance:
         return worker
+    conduct = worker.conduct if worker is not None and worker.endpoint == command.endpoint else Conduct()
     _make_room(state, now)
     worker = Worker(
         name=WorkerName(command.name), instance=InstanceId(command.instance), endpoint=command.endpoint,
         backend=command.backend, host=command.host, pid=command.pid, software=command.software, protocol=0,
         queues=frozenset(), task_types=frozenset(), capacity=Capacity(), connected_ms=now.mono_ms,
-        heard_ms=now.mono_ms, peer=None,
+        heard_ms=now.mono_ms, peer=None, conduct=conduct,
     )  # fmt: skip
     state.workers[worker.name] = worker
     return worker
@@ -213,7 +214,11 @@ def capacity_report(
     if _only_load_differs(worker.capacity, command.capacity):
         worker.capacity = command.capacity
     else:
+        before, was_failing = worker.instances, worker.capacity.breaker is not None
         set_capacity(state, out, worker, command.capacity, now)
+        if command.capacity.may_load and not was_failing:
+            # A server that was away comes back with what it likes.
+            trust.judge(state, worker, before, now)
 
 
 def _only_load_differs(before: Capacity, after: Capacity) -> bool:
@@ -228,17 +233,21 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
     old = worker.instances
     worker.capacity = capacity
     worker.instances = {info.instance_id: _instance(worker, info) for info in capacity.instances}
+    slots: set[int] = set()
     for lease in worker.leases.values():
         instance = worker.instances.get(lease.instance_id)
         if instance is None and not lease.instance_id and len(worker.instances) == 1:
             instance = next(iter(worker.instances.values()))
             lease.instance_id = instance.id
-        if instance is not None:
+        if instance is not None and id(lease.slot) not in slots:
             instance.leased += 1
+        slots.add(id(lease.slot))
+    worker.busy = len(slots)
     worker.alone = any(lease.job.past.suspect for lease in worker.leases.values())
     for name, instance in worker.instances.items():
         if name not in old:
             worker.memory_full = False
+            worker.refused_loads.pop(instance.model, None)
             tell(state, now, Kind.MODEL_LOADED, worker=worker.name, model=instance.model)
     for name, instance in old.items():
         if name not in worker.instances:
@@ -250,19 +259,20 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
         tell(state, now, Kind.BREAKER_CLOSED, worker=worker.name)
     state.fleet_version += 1
     _remember_models(state, out, worker)
+    orders.settle(state, out, worker, now)
     publish(state, out, worker)
 
 
 def _instance(worker: Worker, info: InstanceInfo) -> Instance:
     return Instance(
         worker=worker, id=info.instance_id, names=models.instance_names(info), kind=info.kind, slots=info.slots,
-        ours=info.ours, model=info.model,
+        ours=info.ours, model=info.model, budget_tokens=info.budget_tokens,
     )  # fmt: skip
 
 
 def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
     """Note in the journal which models a worker can have, so that a job for one may wait while the worker is away."""
-    known = [entry.model for entry in worker.capacity.catalog]
+    known = [name for entry in worker.capacity.catalog for name in (entry.model, *entry.variants)]
     known += [instance.model for instance in worker.instances.values()]
     known += [name for info in worker.capacity.instances for name in info.variants]
     fresh = sorted(set(known) - set(state.known_models.get(worker.name, ())))
@@ -278,28 +288,37 @@ def _remember_models(state: BrokerState, out: Out, worker: Worker) -> None:
         )
 
 
-def load(state: BrokerState, out: Out, worker: Worker, model: str, now: Now) -> None:
+def load(state: BrokerState, out: Out, decision: Load, now: Now) -> None:
     """Have a worker load a model; one load at a time per endpoint."""
-    assert worker.peer is not None
-    assert not worker.loading
-    state.last_command += 1
-    worker.loading, worker.command_id = model, state.last_command
+    worker = decision.worker
     worker.loading_since_ms = now.mono_ms
-    command = LoadModel(command_id=state.last_command, model=model)
+    command_id = _begin(state, worker, decision.model, decision, now)
+    assert worker.peer is not None
+    command = LoadModel(command_id=command_id, model=decision.model)
     out.append(Send(worker.peer, command, after=worker.enlisted_position))
     publish(state, out, worker)
 
 
-def unload(state: BrokerState, out: Out, worker: Worker, instance: Instance) -> None:
-    """Have a worker unload an instance that lmq loaded and on which nothing runs."""
-    assert worker.peer is not None
-    assert instance.ours
+def unload(state: BrokerState, out: Out, decision: Unload, now: Now) -> None:
+    """Have a worker unload an instance on which nothing runs: one that lmq loaded, unless a person ordered it."""
+    worker, instance = decision.worker, decision.instance
+    assert instance.ours or decision.is_ordered
     assert not instance.leased
-    state.last_command += 1
-    worker.loading, worker.command_id = instance.id, state.last_command
+    command_id = _begin(state, worker, instance.id, decision, now)
+    assert worker.peer is not None
     instance.slots = 0
-    command = UnloadModel(command_id=state.last_command, instance_id=instance.id)
+    command = UnloadModel(command_id=command_id, instance_id=instance.id)
     out.append(Send(worker.peer, command, after=worker.enlisted_position))
+
+
+def _begin(state: BrokerState, worker: Worker, what: str, decision: Load | Unload, now: Now) -> int:
+    """Note what a worker is told to do, for whom, and since when that has cost something; return its number."""
+    assert not worker.loading
+    state.last_command += 1
+    worker.loading, worker.command_id = what, state.last_command
+    worker.loading_for = decision.user
+    worker.draining_since_ms = decision.since_ms or now.mono_ms
+    return state.last_command
 
 
 def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded, now: Now) -> None:
@@ -309,23 +328,58 @@ def load_ended(state: BrokerState, out: Out, worker: Worker, command: LoadEnded,
     model, worker.loading = worker.loading, ""
     state.fleet_version += 1
     since_ms, worker.loading_since_ms = worker.loading_since_ms, 0
-    if since_ms and (command.error is None or command.error.code == "insufficient_memory"):
-        no_memory = command.error is not None
-        state.policy.loaded(worker, model, now.mono_ms - since_ms, no_memory=no_memory)
-    if command.error is None:
+    error = command.error or _disobeyed(worker, model, is_load=since_ms > 0)
+    if model:
+        counted = state.meters.loads if since_ms else state.meters.unloads
+        outcome = "done" if error is None else "failed"
+        counted[outcome] = counted.get(outcome, 0) + 1
+    if since_ms and (error is None or error.code == "insufficient_memory"):
+        state.policy.loaded(worker, model, now.mono_ms - since_ms, no_memory=error is not None)
+    instance = worker.instances.get(model)
+    swapcosts.note(
+        state,
+        worker,
+        model if instance is None else instance.model,
+        now,
+        loaded=since_ms > 0 and error is None,
+    )
+    if error is None:
         worker.refused_loads.pop(model, None)
     else:
-        out_of_memory = command.error.code == "insufficient_memory"
-        could_free = any(instance.ours for instance in worker.instances.values())
-        worker.memory_full = out_of_memory and could_free
-        if not worker.memory_full:
-            permanent = command.error.code == "model_not_found"
-            wait_ms = _NEVER_MS if permanent else state.settings.load_retry_ms
-            worker.refused_loads[model] = now.mono_ms + wait_ms
-        told = fields.put_error_within(command.error)
-        tell(state, now, Kind.LOAD_FAILED, worker=worker.name, model=model,
-             detail={"code": told.code, "error": told.message})  # fmt: skip
+        _load_failed(state, worker, model, error, now)
+        orders.failed(state, out, worker, model, error, now)
+    orders.settle(state, out, worker, now)
     publish(state, out, worker)
+
+
+def _disobeyed(worker: Worker, model: str, *, is_load: bool) -> ErrorInfo | None:
+    """Return an error if an endpoint says that it did as it was told and shows that it did not."""
+    if not is_load:
+        text = f"the endpoint says that it unloaded {model}, and still shows it"
+        return ErrorInfo("not_unloaded", text, retryable=True) if model in worker.instances else None
+    if any(not each.names or models.normal(model) in each.names for each in worker.instances.values()):
+        return None
+    text = f"the endpoint says that it loaded {model}, and does not show it"
+    return ErrorInfo("not_loaded", text, retryable=True)
+
+
+def _load_failed(state: BrokerState, worker: Worker, model: str, error: ErrorInfo, now: Now) -> None:
+    """Leave a model, or an instance that does not go, alone for a while; make room first if that was it."""
+    instance = worker.instances.get(model)
+    if instance is not None:
+        instance.slots = next(
+            info.slots for info in worker.capacity.instances if info.instance_id == instance.id
+        )
+    kept = orders.pinned(state, worker)
+    could_free = any(each.ours and each.id not in kept for each in worker.instances.values())
+    worker.memory_full = error.code == "insufficient_memory" and could_free
+    if not worker.memory_full:
+        permanent = error.code == "model_not_found"
+        wait_ms = _NEVER_MS if permanent else state.settings.load_retry_ms
+        worker.refused_loads[model] = now.mono_ms + wait_ms
+    told = fields.put_error_within(error)
+    tell(state, now, Kind.LOAD_FAILED, worker=worker.name, model=model,
+         detail={"code": told.code, "error": told.message})  # fmt: skip
 
 
 def publish(state: BrokerState, out: Out, worker: Worker) -> None:
@@ -376,6 +430,8 @@ def part(state: BrokerState, out: Out, worker: Worker, now: Now, error: ErrorInf
     worker.peer = None
     worker.loading, worker.loading_since_ms = "", 0
     worker.instances = {}
+    worker.conduct.missed.clear()
+    worker.busy = 0
     state.fleet_version += 1
     publish(state, out, worker)
 

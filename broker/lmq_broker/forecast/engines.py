@@ -13,6 +13,8 @@ import msgspec
 class EngineModel(msgspec.Struct, frozen=True):
     """How fast an endpoint is and what it can hold."""
 
+    name: str = ""
+    """Empty: by its number, as gpu-1."""
     slots: int = 4
     first_ms: float = 20.0
     more_ms: float = 3.0

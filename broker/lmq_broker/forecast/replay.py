@@ -10,6 +10,7 @@ import msgspec
 
 from lmq_broker.core.effects import Send, SendWork, WakeAt
 from lmq_broker.core.machine import step
+from lmq_broker.core.records import JobChanged
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
@@ -29,12 +30,16 @@ from lmq_proto.messages import (
     Results,
     Stop,
     Submit,
+    Submitted,
     UnloadModel,
 )
 from lmq_proto.parts import Capacity, CatalogModel, Ended, InstanceInfo, JobSpec, PhaseReport, Target
+from lmq_proto.states import FINAL, State
 
 REPORT_EVERY_MS = 1000
 """How often workers say how many tokens their streams have."""
+STILL_MS = 3_600_000
+"""When for so long nothing runs, is loaded, or comes, nothing ever will: longer than any wait that the core grants."""
 _BEAT_MS = 5000
 _START_MS = 1_000_000
 _WALL_MS = 1_800_000_000_000
@@ -59,6 +64,8 @@ class Request(msgspec.Struct, frozen=True):
     task_type: str = "chat"
     output_tokens_told: int = 0
     """What its submitter said of the answer's length; 0: nothing."""
+    expires_ms: int = 0
+    """It must have started within this time; 0: whenever."""
 
 
 class Served(msgspec.Struct):
@@ -66,25 +73,40 @@ class Served(msgspec.Struct):
 
     request: Request
     started_ms: int = -1
+    first_ms: int = -1
+    """Of its first token."""
     ended_ms: int = -1
     worker: str = ""
-    cancelled: bool = False
+    attempts: int = 0
+    state: str = ""
+    """A final state or `refused`; empty: it has not ended."""
 
     @property
     def wait_ms(self) -> int:
         """From its submit to its start."""
         return self.started_ms - self.request.at_ms
 
+    @property
+    def done(self) -> bool:
+        """It was answered."""
+        return self.state == State.DONE
+
+    @property
+    def cancelled(self) -> bool:
+        """It was given up by whoever asked."""
+        return self.state == State.CANCELLED
+
 
 class _Worker:
     """A worker of the wire: one modelled engine, what is loaded, what was last said of it."""
 
     def __init__(self, number: int, model: EngineModel, loaded: Iterable[str]) -> None:
-        self.name = f"gpu-{number + 1}"
+        self.name = model.name or f"gpu-{number + 1}"
         self.peer = PeerId(self.name.encode())
         self.engine = Engine(model)
         self.loaded = list(loaded)
         self.due: list[tuple[float, int, LoadModel | UnloadModel]] = []
+        self.loading_ms = 0.0
 
     def capacity(self) -> Capacity:
         model = self.engine.model
@@ -99,12 +121,13 @@ class _Worker:
 
 
 class Replay:
-    """One run. `served` holds every request once `run` has ended; `progress` may look on between two turns."""
+    """One run. `served` holds what became of every request, in the order of their submits, once `run` has ended."""
 
     def __init__(
         self, requests: Sequence[Request], engines: Sequence[EngineModel], settings: Settings
     ) -> None:
         self.requests = sorted(requests, key=lambda each: each.at_ms)
+        self.engines = engines
         self.served: dict[bytes, Served] = {}
         self.swaps = 0
         self.now_ms = 0
@@ -116,7 +139,9 @@ class Replay:
         )  # fmt: skip
         self._wake_ms = 0
         self._commands = 0
-        self._left = len(self.requests)
+        self.left = len(self.requests)
+        """Requests that have not ended; above 0 after the run: they wait for ever."""
+        self._moved_ms = 0
 
     def run(self, until_ms: int | None = None) -> None:
         """Go on until every request has ended, or to a time."""
@@ -125,7 +150,7 @@ class Replay:
                 return
 
     def turns(self) -> Iterator[None]:
-        """Take one turn of the broker after the other until every request has ended."""
+        """Take one turn of the broker after the other until every request has ended, or none of them ever will."""
         self._say(
             _CLIENT, Hello(request_id=1, instance=_CLIENT.ljust(16), protocol_oldest=1, protocol_newest=1)
         )
@@ -134,7 +159,7 @@ class Replay:
         waiting = iter(self.requests)
         coming = next(waiting, None)
         beat_ms, report_ms = 0, REPORT_EVERY_MS
-        while self._left:
+        while self.left and self.now_ms < self._moved_ms + STILL_MS:
             while coming is not None and coming.at_ms <= self.now_ms:
                 self._submit(coming)
                 coming = next(waiting, None)
@@ -143,12 +168,14 @@ class Replay:
                 for peer in (_CLIENT, *self._by_peer):
                     self._say(peer, Heartbeat())
             for worker in self._workers:
-                self._left -= self._work(worker)
+                self._work(worker)
             if self.now_ms >= report_ms:
                 report_ms = self.now_ms + REPORT_EVERY_MS
                 self._report()
             self._wake_ms = self.now_ms + _BEAT_MS
             self._carry_out(step(self.state, TurnEnded(), self._now()))
+            if coming is not None or any(worker.due or worker.engine.streams for worker in self._workers):
+                self._moved_ms = self.now_ms
             yield
             times = [float(beat_ms), float(report_ms), float(self._wake_ms)]
             times += [] if coming is None else [float(coming.at_ms)]
@@ -162,13 +189,16 @@ class Replay:
         """Cancel a job that has not ended, between two turns."""
         self._commands += 1
         self._say(_CLIENT, Cancel(request_id=1_000_000_000 + self._commands, target=Target(job_ids=[job_id])))
-        self.served[job_id].cancelled = True
-        self._left -= 1
 
     @property
     def running(self) -> dict[str, int]:
         """How many streams each endpoint has."""
         return {worker.name: len(worker.engine.streams) for worker in self._workers}
+
+    @property
+    def loading_ms(self) -> float:
+        """For how long endpoints have loaded models, all together."""
+        return sum(worker.loading_ms for worker in self._workers)
 
     # --- peers -------------------------------------------------------------------------------------------------------
 
@@ -179,12 +209,12 @@ class Replay:
         spec = JobSpec(
             id=job_id, task_type=request.task_type, payload_bytes=1, priority=request.priority,
             models=[request.model], prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens_told,
+            expires_ms=request.expires_ms,
         )  # fmt: skip
         self._say(_CLIENT, Submit(request_id=number + 1, jobs=[spec], as_user=request.user), b"\x80")
 
-    def _work(self, worker: _Worker) -> int:
-        """Tell what a worker's engine has done up to now; return how many answers ended."""
-        count = 0
+    def _work(self, worker: _Worker) -> None:
+        """Tell what a worker's engine has done up to now."""
         for stream in worker.engine.advance(self.now_ms):
             job_id, epoch, attempt = stream.key
             ended = Ended(
@@ -192,8 +222,6 @@ class Replay:
                 model=stream.instance_id, prompt_tokens=stream.prompt_tokens, output_tokens=stream.output_tokens,
             )  # fmt: skip
             self._say(worker.peer, Results(ended=[ended]), _RESULT)
-            self.served[job_id].ended_ms = self.now_ms
-            count += 1
         while worker.due and worker.due[0][0] <= self.now_ms:
             _, _, command = heapq.heappop(worker.due)
             if isinstance(command, LoadModel):
@@ -203,7 +231,6 @@ class Replay:
                 worker.loaded.remove(command.instance_id)
             self._say(worker.peer, CapacityReport(capacity=worker.capacity()))
             self._say(worker.peer, LoadEnded(command_id=command.command_id))
-        return count
 
     def _report(self) -> None:
         """Tell how many tokens the running streams have."""
@@ -235,10 +262,17 @@ class Replay:
                 case Send(peer=peer, message=LoadModel() | UnloadModel() as command):
                     worker = self._by_peer[peer]
                     takes_ms = worker.engine.model.load_s * 1000 if isinstance(command, LoadModel) else 0.0
+                    worker.loading_ms += takes_ms
                     self._commands += 1
                     heapq.heappush(worker.due, (self.now_ms + takes_ms, self._commands, command))
                 case Send(peer=peer, message=Stop() as command):
                     self._stop(self._by_peer[peer], command)
+                case Send(message=Submitted(outcomes=outcomes)):
+                    for outcome in outcomes:
+                        if outcome.outcome == "refused":
+                            self._end(outcome.job_id, "refused")
+                case JobChanged(job=job) if job.state in FINAL:
+                    self._end(job.id, job.state)
                 case WakeAt():
                     self._wake_ms = min(self._wake_ms, effect.mono_ms - _START_MS)
                 case _:
@@ -246,12 +280,20 @@ class Replay:
 
     def _start(self, worker: _Worker, job_id: bytes, epoch: int, attempt: int, instance_id: str) -> None:
         served = self.served[job_id]
-        served.started_ms, served.worker = self.now_ms, worker.name
         request = served.request
         stream = Stream(
             (job_id, epoch, attempt), instance_id, request.prompt_tokens, request.output_tokens, 0.0
         )
         worker.engine.begin(stream, self.now_ms)
+        served.started_ms, served.worker = self.now_ms, worker.name
+        served.first_ms = int(stream.reads_until_ms)
+        served.attempts += 1
+
+    def _end(self, job_id: bytes, state: str) -> None:
+        served = self.served[job_id]
+        if not served.state:
+            served.state, served.ended_ms = state, self.now_ms
+            self.left -= 1
 
     def _stop(self, worker: _Worker, command: Stop) -> None:
         for lease in command.leases:

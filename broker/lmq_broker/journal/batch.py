@@ -18,7 +18,10 @@ from lmq_broker.core.records import (
     StoredJob,
     TextAdded,
     TombstonesDropped,
+    UsageAdded,
+    UsageDropped,
 )
+from lmq_broker.journal import usage
 from lmq_proto.events import Event
 
 _INSERT_JOB = "INSERT INTO jobs VALUES (" + ",".join("?" * 27) + ")"
@@ -47,6 +50,8 @@ class Batch:
         self._forgotten_ms = 0
         self._meta: dict[str, bytes] = {}
         self._events: list[Event] = []
+        self._usage: list[UsageAdded] = []
+        self._usage_dropped: list[tuple[int]] = []
 
     @property
     def last_seq(self) -> int:
@@ -84,6 +89,10 @@ class Batch:
                 self._forgotten_ms = max(self._forgotten_ms, until_ms)
             case MetaSet(name, value):
                 self._meta[name] = value
+            case UsageAdded():
+                self._usage.append(record)
+            case UsageDropped(day):
+                self._usage_dropped.append((day,))
             case _:
                 assert_never(record)
 
@@ -117,6 +126,8 @@ class Batch:
             many("INSERT OR REPLACE INTO results VALUES (?,?)", self._results.items())
         if self._texts:
             many("INSERT OR REPLACE INTO texts VALUES (?,?,?,?,?)", self._texts)
+        if self._usage:
+            usage.add(connection, self._usage)
         self._write_rare(connection)
         if self._events:
             first, last = self._events[0], self._events[-1]
@@ -138,6 +149,8 @@ class Batch:
                 "DELETE FROM keys WHERE job_id IN (SELECT job_id FROM tombstones WHERE until_ms<=?)", old
             )
             connection.execute("DELETE FROM tombstones WHERE until_ms<=?", old)
+        if self._usage_dropped:
+            connection.executemany("DELETE FROM usage WHERE day<=?", self._usage_dropped)
         for name, value in self._meta.items():
             if value:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
@@ -174,11 +187,7 @@ def _changes(job: StoredJob) -> tuple[object, ...]:
 
 def _past(job: StoredJob) -> bytes:
     past = job.past
-    if past is NO_PAST:
-        return _NO_PAST
-    return (
-        _encode(past) if past.story or past.releases or past.suspect or past.error is not None else _NO_PAST
-    )
+    return _NO_PAST if past is NO_PAST or past == NO_PAST else _encode(past)
 
 
 def _labels(jobs: list[StoredJob]) -> list[tuple[str, str, int]]:

@@ -128,7 +128,35 @@ class Events(Model):
     packed = BlobField()
 
 
-TABLES: tuple[type[Model], ...] = (Meta, Jobs, Payloads, Results, Texts, Labels, Keys, Tombstones, Events)
+class Usage(Model):
+    """Sums by day of what jobs have used."""
+
+    day = IntegerField()
+    """UTC, counted from 1970-01-01."""
+    user = TextField()
+    model = TextField()
+    task_type = TextField()
+    done = IntegerField()
+    dead = IntegerField()
+    cancelled = IntegerField()
+    expired = IntegerField()
+    prompt_tokens = IntegerField()
+    output_tokens = IntegerField()
+    engine_ms = IntegerField()
+    waits = BlobField()
+    """`histograms.Counts` as MessagePack."""
+    runs = BlobField()
+
+    class Meta:
+        """A row is found by what it sums up."""
+
+        primary_key = CompositeKey("day", "user", "model", "task_type")
+        without_rowid = True
+
+
+TABLES: tuple[type[Model], ...] = (
+    Meta, Jobs, Payloads, Results, Texts, Labels, Keys, Tombstones, Events, Usage,
+)  # fmt: skip
 
 INDEXES = (
     "CREATE INDEX IF NOT EXISTS jobs_by_user ON jobs (user, number)",

@@ -29,11 +29,13 @@ from lmq_broker.core.reads import (
     ReadReply,
     ReadRequest,
     ReadText,
+    ReadUsage,
     StoredEnd,
     StoredText,
     TextReply,
 )
 from lmq_broker.core.records import Past, StoredJob, Terms
+from lmq_broker.journal import usage
 from lmq_broker.journal.models import Jobs, Keys, Labels, connection_of
 from lmq_proto import bounds
 from lmq_proto.events import Event
@@ -142,6 +144,8 @@ class Reader:
                 sql = f"SELECT {COLUMNS} FROM jobs WHERE deletes_at_ms > 0 AND deletes_at_ms <= ? LIMIT ?"
                 rows = connection.execute(sql, (question.wall_ms, question.limit))
                 return JobsReply([stored(row) for row in rows])
+            case ReadUsage():
+                return usage.read(connection, question)
             case CopyJournal():
                 return copy_journal(connection, Path(question.path))
 

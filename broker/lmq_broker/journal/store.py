@@ -80,7 +80,8 @@ class Journal:
             meta=dict(connection.execute("SELECT name, value FROM meta")),
             open_jobs=(stored(row) for row in rows),
             finished=connection.execute(
-                f"SELECT id, number FROM jobs WHERE NOT {_OPEN_STATES} ORDER BY finished_at_ms, number"
+                f"SELECT id, number, user, state, priority FROM jobs WHERE NOT {_OPEN_STATES}"
+                " ORDER BY finished_at_ms, number"
             ),
             keys=(
                 StoredKey(*row) for row in connection.execute("SELECT user, key, job_id, digest FROM keys")
@@ -92,6 +93,11 @@ class Journal:
             last_seq=one("SELECT max(last) FROM events"),
             oldest_cursor=first_event - 1 if first_event is not None else 0,
             last_event_ms=one("SELECT at_ms FROM events ORDER BY first DESC LIMIT 1") if first_event else 0,
+            usage_rows=connection.execute(
+                "SELECT day, user, model, task_type FROM usage"
+                " WHERE day >= (SELECT max(day) - 1 FROM usage) ORDER BY day"
+            ),
+            usage_oldest_day=one("SELECT min(day) FROM usage"),
         )
 
     def append(self, position: int, records: list[Record]) -> None:

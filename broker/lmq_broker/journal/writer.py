@@ -9,6 +9,7 @@ from collections.abc import Callable
 from peewee import SqliteDatabase
 
 from lmq_broker.core.records import Record
+from lmq_broker.journal import usage
 from lmq_broker.journal.batch import Batch
 from lmq_broker.journal.models import connection_of
 
@@ -72,6 +73,7 @@ class Writer:
 
     def _write_all(self) -> None:
         connection = connection_of(self._database)
+        usage.prepare(connection)
         while True:
             batch = self._take()
             if batch is None:

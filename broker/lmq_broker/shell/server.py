@@ -17,10 +17,9 @@ from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, 
 from lmq_broker.core.machine import step
 from lmq_broker.core.reads import ReadReply, ReadRequest
 from lmq_broker.core.records import Record
-from lmq_broker.core.settings import TaskDefaults
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import (
-    DefaultsChanged,
     DiskChanged,
     HostFacts,
     Loaded,
@@ -28,6 +27,7 @@ from lmq_broker.core.stimuli import (
     PeerClogged,
     PeerGone,
     Received,
+    SettingsChanged,
     Stimulus,
     Stop,
     TurnEnded,
@@ -70,7 +70,7 @@ class Server:
         *,
         free_floor_bytes: int,
         payload_cache_bytes: int,
-        reread_defaults: Callable[[], dict[str, TaskDefaults] | str],
+        reread_settings: Callable[[], Settings | str],
         announce: Callable[[str], None],
     ) -> None:
         self._door = door
@@ -79,7 +79,7 @@ class Server:
         self._notifier = notifier
         self._wake_fd = wake_fd
         self._free_floor_bytes = free_floor_bytes
-        self._reread_defaults = reread_defaults
+        self._reread_settings = reread_settings
         self._announce = announce
         self._bodies = Bodies(payload_cache_bytes)
         self._held: list[tuple[int, int, Send | SendWork]] = []
@@ -387,14 +387,14 @@ class Server:
                 self._stop(now)
 
     def _reread(self, now: Now) -> None:
-        """Take over the defaults in the file; a file that cannot be used changes nothing, and the status says so."""
-        found = self._reread_defaults()
+        """Take over what may change at run time; a file that cannot be used changes nothing, and the status says so."""
+        found = self._reread_settings()
         if isinstance(found, str):
             self._problem = f"; the old settings stay: {found}"
             self._announce(f"Error: {found}; the old settings stay")
         else:
             self._problem = ""
-            self._step(DefaultsChanged(found), now)
+            self._step(SettingsChanged(found), now)
 
     def _stop(self, now: Now) -> None:
         """Take no more, tell the peers, finish the commit. Running jobs go on and report to the next broker."""

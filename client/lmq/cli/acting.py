@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
+from lmq._payloads import priority_of
 from lmq.cli.errors import Failure, Status, sentence_of, status_of
 from lmq.cli.humane import count, short
 from lmq.cli.params import job_ids
@@ -89,6 +91,27 @@ def tell_outcomes(session: Session, outcomes: list[Outcome], done: str) -> None:
         errors = [_error(outcome) for outcome in refused]
         sentences = "\nlmq: ".join(dict.fromkeys(sentence_of(error) for error in errors[:TOLD]))
         raise Failure(sentences, status_of(errors[0]), error=errors[0])
+
+
+def tell_ceilings(
+    session: Session, client: BrokerPort, given: Iterable[tuple[str, int | None]], asked: int | str | None
+) -> None:
+    """Say where the ceiling of a job's user is under the priority that was asked for.
+
+    Args:
+        session: how to print.
+        client: knows whose jobs they are.
+        given: (job id, the priority it was given if that is less than was asked for) of each job.
+        asked: priority or name of a band; None: the task type's default.
+    """
+    lowered = [(job_id, priority) for job_id, priority in given if priority is not None]
+    whose = Counter((client.job(job_id).status().user, priority) for job_id, priority in lowered[:TOLD])
+    more = f", asked {priority_of(asked)}" if asked is not None else ""
+    for (user, priority), number in whose.items():
+        jobs = f"{count(number, 'job')}: " if len(lowered) > 1 else ""
+        session.note(f"{jobs}priority {priority} (ceiling of {user}){more}")
+    if len(lowered) > TOLD:
+        session.note(f"and {len(lowered) - TOLD:,} jobs more")
 
 
 def _error(outcome: Outcome) -> LmqError:

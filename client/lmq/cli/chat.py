@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lmq.cli import session as cli
+from lmq.cli.acting import tell_ceilings
 from lmq.cli.errors import Failure, Status
 from lmq.cli.humane import short
 from lmq.cli.params import MODEL, job_options, options_of
@@ -59,6 +60,7 @@ def command(session: Session, /, text: tuple[str, ...], reasoning: bool, detach:
             options.setdefault("priority", LIVE_PRIORITY)
         job = client.chat(prompt, model=list(said["model"]) or None, system=said["system"], **options)
         remember_last(job.id)
+        tell_ceilings(session, client, [(job.id, job.given_priority)], options.get("priority"))
         if detach:
             print_id(session, job)
             return

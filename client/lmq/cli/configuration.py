@@ -21,7 +21,7 @@ lmq config show
 lmq config check
 """
 KNOWN_TABLES = ("client", "broker", "worker")
-CLIENT_KEYS = ("url", "user", "as")
+CLIENT_KEYS = ("url", "user", "as", "price_hour")
 
 
 @cli.noun("config", example=EXAMPLE)
@@ -45,6 +45,7 @@ def show_command(session: Session) -> None:
 def check_command(session: Session) -> None:
     """Read the settings as a client would and say what is wrong with them."""
     settings = config.load(session.url or None, None, session.as_user or None)
+    config.price_hour()
     odd = [f"unknown table [{name}]" for name in _file() if name not in KNOWN_TABLES]
     client = _file().get("client", {})
     if isinstance(client, dict):
@@ -73,6 +74,8 @@ def _show(session: Session) -> None:
     for name, value in _flat(_file(), ""):
         if name.partition(".")[0] != "client":
             rows.append([name, clean(value), path])
+        elif name == "client.price_hour" and "LMQ_PRICE_HOUR" not in lmq_variables():
+            rows.append(["price_hour", clean(value), path])
     for name, value in lmq_variables().items():
         if name not in ("LMQ_URL", "LMQ_USER"):
             rows.append([name, clean(_masked(name, value)), "environment"])

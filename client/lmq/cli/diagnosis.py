@@ -226,7 +226,7 @@ def _instances(facts: Facts) -> Iterator[Finding]:
                     f"{one.model} on {worker.name} is loaded with a context of {one.context_tokens:,} tokens",
                     f"on {worker.host}: lms load {one.model} --context-length 8192",
                 )
-            if one.slots == 1 and worker.backend == "lm_studio":
+            if one.slots == 1 and one.limit_by in ("", "slots") and worker.backend == "lm_studio":
                 told.append(one.instance_id)
                 yield Finding(
                     "advice",
@@ -243,7 +243,7 @@ def _missing_models(facts: Facts) -> Iterator[Finding]:
     """Jobs that wait for a model that no endpoint has."""
     if not any(worker.state not in ("gone", "silent") for worker in facts.workers):
         return
-    names = {model.model.casefold() for model in facts.models}
+    names = {name.casefold() for model in facts.models for name in (model.model, *model.aliases)}
     for worker in facts.workers:
         if worker.capacity is not None:
             names |= {

@@ -8,6 +8,7 @@ import click
 
 from lmq import EmbedResult
 from lmq.cli import session as cli
+from lmq.cli.acting import tell_ceilings
 from lmq.cli.chat import print_id
 from lmq.cli.humane import count
 from lmq.cli.params import DURATION, MODEL, job_options, options_of
@@ -43,8 +44,10 @@ def command(
     if not texts:
         raise click.UsageError('give texts, or a file with one a line, as: lmq embed "a blue sky"')
     with session.client() as client:
-        job = client.embed(texts, model=list(said["model"]) or None, **options_of(client, said))
+        options = options_of(client, said)
+        job = client.embed(texts, model=list(said["model"]) or None, **options)
         remember_last(job.id)
+        tell_ceilings(session, client, [(job.id, job.given_priority)], options.get("priority"))
         if detach:
             print_id(session, job)
             return

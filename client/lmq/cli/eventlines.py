@@ -24,6 +24,8 @@ KIND_COLORS = {
     "worker_down": "red",
     "breaker_open": "red",
     "load_failed": "red",
+    "foreign_use": "yellow",
+    "swaps_costly": "yellow",
     "broker_started": "yellow",
     "broker_stopped": "yellow",
 }
@@ -41,7 +43,7 @@ def event_line(event: Event) -> str:
     if event.job_id:
         about = f"{padded(event.task_type, TYPE_WIDTH)} {padded(event.user, USER_WIDTH)} {one_line(_job_detail(event))}"
     else:
-        about = one_line(f"{event.worker or event.queue} {_other_detail(event)}")
+        about = one_line(f"{event.worker or event.queue or event.user} {_other_detail(event)}")
     room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
     color = KIND_COLORS.get(event.kind)
     return f"{head}{click.style(kind, fg=color)}{GAP}{cut(about, max(room, 20))}".rstrip()
@@ -90,7 +92,41 @@ def _other_detail(event: Event) -> str:
         reason = event.detail.get("reason")
         words = "drains" if event.detail.get("hold") == "drain" else "paused"
         return f"{words} by {event.detail.get('by', '?')}" + (f" ({reason})" if reason else "")
-    return event.model or _first_detail(event)
+    if event.kind == "user_set":
+        given = [
+            f"{name} {event.detail[name]}"
+            for name in ("weight", "ceiling")
+            if event.detail.get(name) is not None
+        ]
+        return f"{', '.join(given)} by {event.detail.get('by', '?')}"
+    return _model_detail(event) or event.model or _first_detail(event)
+
+
+def _model_detail(event: Event) -> str:
+    """Return what an event says of models beside their name; nothing of the other kinds."""
+    detail = event.detail
+    match event.kind:
+        case "model_ordered":
+            return f"{detail.get('order')} {event.model} by {detail.get('by')}"
+        case "order_ended":
+            error = detail.get("error")
+            return f"{detail.get('order')} {event.model}: {detail.get('why')}" + (
+                f" ({error})" if error else ""
+            )
+        case "foreign_use":
+            return f"{event.model} {detail.get('what')} by others, trust {detail.get('trust')}"
+        case "swaps_costly":
+            models, users = detail.get("models"), detail.get("users")
+            names = "/".join(models) if isinstance(models, list) else ""
+            people = f" for {', '.join(users)}" if isinstance(users, list) and users else ""
+            return f"{detail.get('lost_s')} of {detail.get('of_s')} s lost to {names}{people}"
+        case "alias_set":
+            models = detail.get("models")
+            stands_for = " or ".join(models) if isinstance(models, list) and models else "nothing"
+            return f"{detail.get('alias')} stands for {stands_for} by {detail.get('by')}"
+        case "default_set":
+            return f"{detail.get('task_type')} runs on {event.model or 'any model'} by {detail.get('by')}"
+    return ""
 
 
 def _first_detail(event: Event) -> str:

@@ -44,6 +44,28 @@ def duration(seconds: float) -> str:
     return f"{days} d {rest} h" if rest and days < 3 else f"{days} d"
 
 
+def short_duration(seconds: float) -> str:
+    """Return a duration for a narrow column: `0.4s`, `41s`, `3m`, `2h05m`, `4d`."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f}s"
+    if seconds < 99.5:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours}h{rest:02}m" if hours < 100 else f"{hours:,}h"
+
+
+def number(count: int) -> str:
+    """Return a number for a narrow column: `512`, `1.4k`, `23M`."""
+    value, units = float(count), iter(("", "k", "M", "G", "T", "P"))
+    unit = next(units)
+    while value >= 999.5 and unit != "P":
+        value, unit = value / 1000, next(units)
+    return f"{value:.1f}{unit}" if unit and value < 9.95 else f"{value:,.0f}{unit}"
+
+
 def span(bounds: tuple[float, float]) -> str:
     """Return an interval, no more exact than it is: `20-50 s`, `50 s to 4 min`; its ends are rounded outwards."""
     low, high = bounds
@@ -128,6 +150,8 @@ def where(status: JobStatus) -> str:
         return clean(_running(status))
     if status.state == "delayed":
         return f"starts in {until(status.due_at_ms)}" if status.due_at_ms else "waits to try again"
+    if status.state == "blocked":
+        return f"waits for {count(len(status.waits_for), 'job')}"
     if status.state == "done":
         started = status.started_at_ms or status.created_at_ms
         took = duration((status.finished_at_ms - started) / 1000)

@@ -96,6 +96,28 @@ class Since(_ParamType):
         return at
 
 
+class UtcDay(_ParamType):
+    """A duration back from now (`7d`), a date (`2026-11-23`, a day in UTC), or a time."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return a time within the day."""
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        now = datetime.now().astimezone()
+        seconds = parse_duration(text)
+        if seconds is not None:
+            return now - timedelta(seconds=seconds)
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            text += "T00:00:00+00:00"
+        at = parse_moment(text, now - timedelta(days=1))
+        if at is None:
+            self.fail(f"{value!r} is neither a duration (7d) nor a date (2026-11-23)", param, ctx)
+        return at
+
+
 class Label(_ParamType):
     """`name=value`."""
 
@@ -159,11 +181,19 @@ class Named(_ParamType):
 DURATION = Duration()
 MOMENT = Moment()
 SINCE = Since()
+UTC_DAY = UtcDay()
 LABEL = Label()
 PRIORITY = Priority()
 QUEUE = Named("queue", lambda client: [queue.name for queue in client.queues()])
 WORKER = Named("worker", lambda client: [worker.name for worker in client.workers()])
-MODEL = Named("model", lambda client: [model.model for model in client.models()])
+USER = Named("user", lambda client: sorted({row.user for row in client.users().users if row.user}))
+ALIAS = Named("alias", lambda client: [alias.name for alias in client.aliases()])
+MODEL = Named(
+    "model",
+    lambda client: [
+        *(model.model for model in client.models()), *(alias.name for alias in client.aliases()),
+    ],
+)  # fmt: skip
 JOB = Named("job", lambda client: [LAST, *(short(job.id) for job in client.jobs(limit=50))])
 STATE = click.Choice([state.value for state in State])
 KIND = click.Choice([kind.value for kind in Kind])
@@ -256,11 +286,17 @@ def job_options(function: F) -> F:
             click.option("--keep", type=DURATION, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
             click.option(
+                "--uses",
+                multiple=True,
+                metavar="NAME",
+                help="A resource it holds, as gpu-1; may be given 4 times.",
+            ),
+            click.option(
                 "--depends-on",
                 type=JOB,
                 multiple=True,
                 metavar="JOB",
-                help="After these; no broker can do that yet.",
+                help="Once this one is done; may be given 64 times.",
             ),
         )
     ):
@@ -286,6 +322,8 @@ def options_of(client: BrokerPort, said: dict[str, Any]) -> JobOptions:
     }
     if said.get("label"):
         options["labels"] = dict(said["label"])
+    if said.get("uses"):
+        options["uses"] = list(said["uses"])
     if said.get("depends_on"):
         options["depends_on"] = job_ids(client, said["depends_on"])
     return cast("JobOptions", options)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 if TYPE_CHECKING:
     from lmq import (
+        Alias,
         ChatOptions,
+        DefaultModel,
         Event,
         HealthReply,
         JobMatch,
         JobOptions,
         JobStatus,
         Json,
+        LimitView,
         ModelView,
         Outcome,
         Piece,
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
         State,
         Tick,
         UpdateOptions,
+        UsageReply,
+        Users,
         Why,
         WorkerState,
         WorkerView,
@@ -37,6 +42,7 @@ class JobPort(Protocol):
     """A job."""
 
     task_type: str
+    given_priority: int | None
 
     @property
     def id(self) -> str:
@@ -170,8 +176,54 @@ class BrokerPort(Protocol):
     def models(self) -> list[ModelView]:
         """All models."""
 
+    def users(self) -> Users:
+        """How users and bands stand."""
+
+    def set_user(self, user: str, *, weight: float | None = None, ceiling: int | None = None) -> bool:
+        """Give a user a weight or a ceiling."""
+
+    def reset_user(self, user: str) -> bool:
+        """Take that back."""
+
+    def aliases(self) -> list[Alias]:
+        """Aliases in force."""
+
+    def default_models(self) -> list[DefaultModel]:
+        """Default models in force."""
+
+    def set_alias(self, name: str, models: str | Sequence[str], *, reset: bool = False) -> bool:
+        """Make a name stand for models."""
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        """Say what jobs run on that name no model."""
+
+    def load_model(self, model: str, worker: str) -> bool:
+        """Load a model once."""
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        """Unload a model."""
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        """Keep a model somewhere."""
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        """Take orders of a model back."""
+
     def health(self) -> HealthReply:
         """How the broker is."""
+
+    def usage(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | Sequence[str] = (),
+        user: str = "",
+    ) -> UsageReply:
+        """Sums of what jobs have used."""
+
+    def metrics(self, *, users: bool = False) -> str:
+        """The broker's measurements."""
 
     def backup(self, path: str) -> BackupDone:
         """Copy the journal."""
@@ -192,3 +244,21 @@ class BrokerPort(Protocol):
 
     def resume(self, *, queue: str = "", worker: str = "") -> bool:
         """End a hold."""
+
+    def limits(self) -> list[LimitView]:
+        """All limits."""
+
+    def set_limit(
+        self,
+        of: str,
+        value: float,
+        *,
+        per_s: float = 0.0,
+        burst: float = 0.0,
+        refuse: bool = False,
+        **names: str,
+    ) -> bool:
+        """Set a limit."""
+
+    def reset_limits(self, name: str = "") -> bool:
+        """Reset limits."""

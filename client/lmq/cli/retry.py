@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 lmq retry 7KQ2M9
 lmq retry --state dead --queue training
+lmq retry 7KQ2M9 3HGA9T       # a job, and one that waited for it
 """
 
 
@@ -26,9 +27,11 @@ def command(session: Session, /, job: tuple[str, ...], **said: Any) -> None:
     """Let dead, cancelled or expired jobs run again, with no failures, by name or by filter.
 
     JOB is an id, its last 6 characters, or @last. A filter asks back first, unless --yes.
+
+    Jobs that waited for a job that failed were cancelled with it, and stay so when it is retried: name them behind it.
     """
     match = match_of(said)
     with session.client() as client:
         named = meant_jobs(session, client, "retry", job, match, FINAL - {State.DONE})
         outcomes = client.retry(*named) if named else client.retry(**match)
-    tell_outcomes(session, outcomes, "ready again")
+    tell_outcomes(session, outcomes, "open again")

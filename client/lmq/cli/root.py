@@ -30,7 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "up": Entry("start", "up", "Start a broker and a worker for the LM Studio found."),
     "demo": Entry("start", "demo.command", "See it all at work, broker killed half way."),
     "doctor": Entry("start", "doctor", "Find what is wrong and say what to type."),
-    "top": Entry("start", "top", "Watch queues, workers and jobs in one table."),
+    "top": Entry("start", "top.command", "Watch users, workers and jobs, and act on them."),
     "chat": Entry("jobs", "chat", "Ask a model and read the answer as it is written."),
     "embed": Entry("jobs", "embed", "Turn texts into vectors."),
     "submit": Entry("jobs", "submit", "Submit jobs of any task type."),
@@ -48,16 +48,20 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("jobs", "tail", "Follow everything that happens."),
     "queues": Entry("nouns", "queues", "Queues: list, show, pause, resume, drain."),
     "workers": Entry("nouns", "workers", "Workers: list, show, pause, resume, drain."),
-    "models": Entry("nouns", "models", "Models: list, show."),
+    "limits": Entry("nouns", "limits", "Limits of what runs, waits or begins: list, set, reset."),
+    "models": Entry("nouns", "models", "Models: list, show, load, unload, pin, name."),
+    "users": Entry("nouns", "users", "Users and their shares: list, show, set, reset."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),
+    "usage": Entry("nouns", "usage", "Say what jobs have used, by day, user, model or type."),
+    "metrics": Entry("nouns", "metrics", "Print the broker's measurements for Prometheus."),
     "backup": Entry("nouns", "backup", "Copy the journal while the broker runs."),
     "restore": Entry("nouns", "restore", "Put a copy of the journal in place."),
     "completion": Entry("nouns", "completion", "Print the completion script of a shell."),
     "version": Entry("nouns", "version", "Print the version."),
 }
 
-SECTIONS = ("start", "jobs", "nouns", "daemons")
+SECTIONS = ("start", "jobs", "nouns", "daemons", "planning")
 DAEMON_GROUP = "lmq.commands"
 DAEMONS = {
     "broker": ("Run the broker.", "lmq broker --listen tcp://127.0.0.1:7766"),
@@ -66,6 +70,10 @@ DAEMONS = {
     "notifier": ("Tell people what happened.", "lmq notifier"),
     "simulator": ("Stand in for LM Studio.", "lmq simulator --port 1234"),
 }
+PLANNING = {
+    "forecast": ("Say what more endpoints or a policy would bring.", "lmq forecast monday.csv --endpoints 2"),
+}
+_BESIDE = DAEMONS | PLANNING
 EXAMPLE = """
 lmq up                             broker and worker for your LM Studio
 lmq chat "Why is the sky blue?"    in another terminal
@@ -106,7 +114,9 @@ class Root(click.Group):
         for section in SECTIONS:
             rows = [(name, entry.help) for name, entry in COMMANDS.items() if entry.section == section]
             if section == "daemons":
-                rows = [(name, DAEMONS.get(name, ("", ""))[0]) for name in daemons()]
+                rows = [(name, DAEMONS.get(name, ("", ""))[0]) for name in daemons() if name not in PLANNING]
+            elif section == "planning":
+                rows = [(name, text) for name, (text, _) in PLANNING.items() if name in daemons()]
             if rows:
                 with formatter.section(section):
                     formatter.write_dl(rows)
@@ -133,9 +143,9 @@ class Root(click.Group):
 
 
 def daemons() -> dict[str, EntryPoint]:
-    """Return the daemons that are installed beside this client, by name, in the order of the help."""
+    """Return the daemons, and what else is installed beside this client, by name, in the order of the help."""
     found = {entry.name: entry for entry in entry_points(group=DAEMON_GROUP)}
-    known = [name for name in DAEMONS if name in found]
+    known = [name for name in _BESIDE if name in found]
     return {name: found[name] for name in [*known, *sorted(found.keys() - set(known))]}
 
 
@@ -150,8 +160,8 @@ def load_daemon(entry: EntryPoint) -> click.Command:
     except (ImportError, AttributeError) as error:
         raise Failure(f"lmq {entry.name} cannot be loaded: {error}", Status.FAILED) from error
     assert isinstance(found, click.Command)
-    if not found.epilog and entry.name in DAEMONS:
-        found.epilog = f"\b\nExample:\n  {DAEMONS[entry.name][1]}"
+    if not found.epilog and entry.name in _BESIDE:
+        found.epilog = f"\b\nExample:\n  {_BESIDE[entry.name][1]}"
     return found
 
 

@@ -55,7 +55,8 @@ def facts(job: JobStatus) -> list[tuple[str, str]]:
         ("state", f"{state}{'   ' + doing if doing else ''}"),
         ("type", job.task_type),
         ("user", owner),
-        ("queue", f"{job.queue}, priority {job.priority}"),
+        ("queue", f"{job.queue}, priority {_priority(job)}"),
+        ("parents", _parents(job)),
         ("model", model_of(job) if job.model or job.models else ""),
         ("worker", job.worker),
         ("attempt", _attempts(job)),
@@ -80,6 +81,17 @@ def facts(job: JobStatus) -> list[tuple[str, str]]:
     return [
         (name, " ".join(clean(text).split(" ")) if name != "state" else text) for name, text in found if text
     ]
+
+
+def _priority(job: JobStatus) -> str:
+    if job.own_priority is None:
+        return str(job.priority)
+    return f"{job.priority} (its own is {job.own_priority}, a job that waits for it has more)"
+
+
+def _parents(job: JobStatus) -> str:
+    waits = f"; waits for {', '.join(map(short, job.waits_for))}" if job.waits_for else ""
+    return ", ".join(map(short, job.parents)) + waits
 
 
 def _attempts(job: JobStatus) -> str:

@@ -9,6 +9,7 @@ import click
 
 from lmq import drafts
 from lmq.cli import session as cli
+from lmq.cli.acting import tell_ceilings
 from lmq.cli.chat import read_pipe
 from lmq.cli.errors import Failure, status_of
 from lmq.cli.humane import count, short
@@ -63,19 +64,24 @@ def command(session: Session, /, task_type: str, payload: str | None, atomic: bo
                 task_type, _fit(task_type, _payload(payload), "the payload"), model=model, **options
             )
             remember_last(job.id)
+            tell_ceilings(session, client, [(job.id, job.given_priority)], options.get("priority"))
             session.emit({"job": job.id}) if session.json else click.echo(job.id)
             return
         batch = _drafts(task_type, file, model, options)
-        _submit_many(session, client, batch, atomic=atomic)
+        _submit_many(session, client, batch, options.get("priority"), atomic=atomic)
 
 
-def _submit_many(session: Session, client: BrokerPort, batch: list[Draft], *, atomic: bool) -> None:
+def _submit_many(
+    session: Session, client: BrokerPort, batch: list[Draft], asked: int | str | None, *, atomic: bool
+) -> None:
     refused: PartlyRefused | None = None
     try:
-        ids = [job.id for job in client.submit_many(batch, atomic=atomic)]
+        given = [(job.id, job.given_priority) for job in client.submit_many(batch, atomic=atomic)]
     except PartlyRefused as error:
         refused = error
-        ids = [job.id for job in error.accepted]
+        given = [(job.id, job.given_priority) for job in error.accepted]
+    ids = [job_id for job_id, _ in given]
+    tell_ceilings(session, client, given, asked)
     if ids:
         remember_last(ids[-1])
     if session.json:

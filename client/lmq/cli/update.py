@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lmq.cli import session as cli
-from lmq.cli.acting import meant_jobs, tell_outcomes
+from lmq.cli.acting import meant_jobs, tell_ceilings, tell_outcomes
 from lmq.cli.params import DURATION, LABEL, MODEL, PRIORITY, QUEUE, jobs_argument
 from lmq_proto.states import OPEN
 
@@ -49,6 +49,8 @@ def command(
     with session.client() as client:
         named = meant_jobs(session, client, "update", job, match, OPEN)
         outcomes = client.update(*named, match=None if named else match, **changes)
+        given = [(outcome.job_id, outcome.priority) for outcome in outcomes]
+        tell_ceilings(session, client, given, changes.get("priority"))
     tell_outcomes(session, outcomes, "updated")
 
 

@@ -25,6 +25,22 @@ EXAMPLE = """
 lmq workers
 lmq workers pause gpu-2 --for 3h --now --reason gaming
 """
+_TRUSTED = 0.995
+"""From here on nothing is said of it: half of what is missing comes back in an hour."""
+
+# What keeps an instance from taking more jobs at once, in words.
+LIMITS = {
+    "setting": "as it was set",
+    "slots": "it has no more slots",
+    "gain": "more would bring hardly more text",
+    "slo": "more would make text too slow",
+    "cache": "no more jobs of the usual size fit into its context",
+    "guard": "its cache ran full",
+    "errors": "jobs failed there",
+    "most": "the most that its worker allows",
+    "probe": "more once there is work for it",
+}
+HELD_BACK = frozenset({"guard", "errors"})
 
 
 @cli.noun("workers", example=EXAMPLE)
@@ -127,6 +143,9 @@ def note_of(worker: WorkerView) -> str:
         return f"endpoint down: {worker.capacity.breaker.reason}"
     if worker.loading:
         return f"loads {worker.loading}"
+    for one in worker.capacity.instances if worker.capacity is not None else []:
+        if one.limit_by in HELD_BACK:
+            return f"only {one.slots} at once: {LIMITS[one.limit_by]}"
     return ""
 
 
@@ -148,10 +167,18 @@ def facts(worker: WorkerView) -> list[tuple[str, str]]:
     if worker.capacity is not None:
         for one in worker.capacity.instances:
             context = f", context {one.context_tokens:,}" if one.context_tokens else ""
-            found.append(("loaded", f"{one.model} ({one.kind}), {one.slots} at once{context}"))
+            why = f" ({LIMITS.get(one.limit_by, one.limit_by)})" if one.limit_by else ""
+            found.append(("loaded", f"{one.model} ({one.kind}), {one.slots} at once{why}{context}"))
         on_disk = [f"{one.model} ({size(one.size_bytes)})" for one in worker.capacity.catalog]
         found.append(("on disk", ", ".join(on_disk)))
         found += [("note", note) for note in worker.capacity.notes]
+    if worker.loads or worker.lost_ms:
+        lost = (
+            f"; {duration(worker.lost_ms / 1000)} of the last 10 min lost to swaps" if worker.lost_ms else ""
+        )
+        found.append(("loads", f"{worker.loads:,} in the last hour{lost}"))
+    if worker.trust < _TRUSTED:
+        found.append(("trust", f"{worker.trust:.2f}: others load and unload models there"))
     return [(title, text) for title, text in found if text]
 
 

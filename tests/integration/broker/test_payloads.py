@@ -11,6 +11,7 @@ import lmq
 from crash.fleet import Fleet
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.records import JobAdded, JobChanged, Record, StoredJob
+from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.journal.reader import PayloadsReply, Question, ReadPayloads
 from lmq_broker.journal.store import Journal
@@ -73,7 +74,7 @@ class Shell:
         journal = SimpleNamespace(ask=lambda question, after: self.asked.append(question), poll=self._poll)
         self.server = Server(
             cast(Door, door), cast(Journal, journal), cast(BrokerState, SimpleNamespace(position=1)), Notifier("", 0),
-            0, free_floor_bytes=0, payload_cache_bytes=1000, reread_defaults=dict, announce=print,
+            0, free_floor_bytes=0, payload_cache_bytes=1000, reread_settings=Settings, announce=print,
         )  # fmt: skip
 
     def knows(self, *records: Record) -> None:

@@ -41,6 +41,29 @@ def test_embeddings_bulks_and_nouns(lmq: Lmq, stage: Stage) -> None:
     assert lmq.run("version", "--broker").stdout.count("\n") == 2
 
 
+def test_what_jobs_used_is_summed_up_and_measured(lmq: Lmq) -> None:
+    assert lmq.run("chat", "Why is the sky blue?").returncode == 0
+    assert lmq.run("embed", "a blue sky").returncode == 0
+    job_id = lmq.run("chat", "-d", "--queue", "night", "--delay", "1h", "Hello").stdout.strip()
+    assert lmq.run("cancel", job_id).returncode == 0
+    told = json.loads(lmq.run("--json", "usage", "--by", "type,user", "--price-hour", "3600").stdout)
+    chat, embed = told["rows"]
+    assert (chat["task_type"], chat["done"], chat["cancelled"]) == ("chat", 1, 1)
+    assert (embed["task_type"], embed["done"], embed["output_tokens"]) == ("embed", 1, 0)
+    assert chat["prompt_tokens"] > 0
+    assert chat["output_tokens"] > 0
+    assert chat["cost"] == pytest.approx(chat["engine_s"], abs=0.001) != 0
+    assert chat["run_p50_s"] is not None
+    table = lmq.run("usage", "--by", "model")
+    assert "qwen/qwen3-8b" in table.stdout
+    assert "total" in table.stdout
+    assert len(lmq.run("usage", "--csv", "--since", "2026-01-01").stdout.splitlines()) == 2
+    measured = lmq.run("metrics", "--users").stdout
+    assert 'lmq_jobs_ended_total{state="done"} 2\n' in measured
+    assert f'lmq_tokens_total{{model="qwen/qwen3-8b",kind="output"}} {chat["output_tokens"]}\n' in measured
+    assert "lmq_user_engine_seconds_total{" in measured
+
+
 def test_a_paused_queue_holds_its_jobs_until_they_are_cancelled_by_filter(lmq: Lmq) -> None:
     assert lmq.run("queues", "pause", "night", "--reason", "a test").returncode == 0
     job_id = lmq.run("chat", "-d", "--queue", "night", "Hello").stdout.strip()

@@ -27,6 +27,9 @@ from ports import a_port, bind
 
 T = TypeVar("T")
 
+USAGE_PAGE = 2
+"""Rows of usage in one reply."""
+
 
 @dataclass
 class FakeJob:
@@ -72,6 +75,10 @@ class Disk:
     submits: Counter[bytes] = field(default_factory=Counter)
     """How often each job id arrived."""
     holds: set[tuple[str, str]] = field(default_factory=set)
+    allowances: dict[str, tuple[float | None, int | None]] = field(default_factory=dict)
+    aliases: dict[str, list[str]] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
+    orders: list[tuple[str, str, str, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -379,16 +386,76 @@ class FakeBroker:
             case messages.ListWorkers(request_id=number):
                 return messages.Workers(request_id=number, workers=[]), b""
             case messages.ListModels(request_id=number):
-                return messages.Models(request_id=number, models=[]), b""
+                aliases = [messages.Alias(name=name, models=each) for name, each in self.disk.aliases.items()]
+                defaults = [
+                    messages.DefaultModel(task_type=task_type, model=model)
+                    for task_type, model in self.disk.defaults.items()
+                ]
+                return messages.Models(request_id=number, models=[], aliases=aliases, defaults=defaults), b""
+            case messages.ListUsers(request_id=number):
+                told = [messages.Allowance(user=name, weight=weight, ceiling=ceiling)
+                        for name, (weight, ceiling) in self.disk.allowances.items()]  # fmt: skip
+                return messages.Users(
+                    request_id=number, policy="fake", has_shares=True, users=[], bands=[], allowances=told
+                ), b""
+            case messages.SetUser(request_id=number):
+                given = (message.weight, message.ceiling)
+                fresh = self.disk.allowances.get(message.user) != given
+                self.disk.allowances[message.user] = given
+                return messages.Done(request_id=number, changed=fresh), b""
+            case messages.ResetUser(request_id=number):
+                known = self.disk.allowances.pop(message.user, None) is not None
+                return messages.Done(request_id=number, changed=known), b""
+            case messages.SetAlias(request_id=number, name=name):
+                if message.reset or not message.models:
+                    changed = self.disk.aliases.pop(name, None) is not None
+                else:
+                    changed = self.disk.aliases.get(name) != message.models
+                    self.disk.aliases[name] = message.models
+                return messages.Done(request_id=number, changed=changed), b""
+            case messages.SetDefaultModel(request_id=number, task_type=task_type):
+                if message.reset or not message.model:
+                    changed = self.disk.defaults.pop(task_type, None) is not None
+                else:
+                    changed = self.disk.defaults.get(task_type) != message.model
+                    self.disk.defaults[task_type] = message.model
+                return messages.Done(request_id=number, changed=changed), b""
+            case messages.OrderModel(request_id=number):
+                order = (message.kind, message.model, message.worker, message.for_ms)
+                fresh = order not in self.disk.orders
+                self.disk.orders.append(order)
+                return messages.Done(request_id=number, changed=fresh), b""
             case messages.Health(request_id=number):
                 return messages.HealthReply(
                     request_id=number, software="fake", protocol=1, broker_id=b"f" * 16, epoch=self.disk.epoch,
                     wall_ms=1, uptime_ms=1, counts={}, jobs_open=len(jobs),
                 ), b""  # fmt: skip
+            case messages.Usage():
+                return self._usage(message), b""
+            case messages.Metrics(request_id=number):
+                text = f"lmq_jobs_kept {len(jobs)}\n" + "lmq_user_jobs 1\n" * message.users
+                return messages.MetricsReply(request_id=number), text.encode()
             case messages.Backup(request_id=number, path=path):
                 return messages.BackupDone(request_id=number, path=path, copied_bytes=1), b""
             case _:
                 raise errors.ProtocolError(f"the fake knows no {verb_of(message)}")
+
+    def _usage(self, message: messages.Usage) -> messages.UsageReply:
+        """Return the ends of jobs by the columns asked for, `USAGE_PAGE` rows at a time."""
+        done: Counter[tuple[str, ...]] = Counter()
+        for job in self.disk.jobs.values():
+            known = {"day": "2026-11-23", "user": job.user, "model": "", "task_type": job.spec.task_type}
+            if job.state == "done" and message.user in ("", job.user):
+                done[tuple(known[name] for name in message.by)] += 1
+        rows = [
+            messages.UsageRow(**dict(zip(message.by, key, strict=True)), done=count)  # type: ignore[arg-type]  # names
+            for key, count in sorted(done.items())
+            if not message.after or key > tuple(message.after)
+        ]
+        return messages.UsageReply(
+            request_id=message.request_id, since_ms=message.since_ms, until_ms=message.until_ms,
+            rows=rows[:USAGE_PAGE], total=messages.UsageRow(done=done.total()), more=len(rows) > USAGE_PAGE,
+        )  # fmt: skip
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -410,7 +477,12 @@ class FakeBroker:
                 self._event(
                     "accepted", job_id=spec.id, user=job.user, task_type=spec.task_type, state="ready"
                 )
-                outcomes.append(messages.Outcome(job_id=spec.id, outcome="accepted", channel=spec.id[::-1]))
+                _, ceiling = self.disk.allowances.get(message.as_user or session.user, (None, None))
+                is_over = ceiling is not None and (spec.priority or 0) > ceiling
+                outcomes.append(
+                    messages.Outcome(job_id=spec.id, outcome="accepted", channel=spec.id[::-1],
+                                     priority=ceiling if is_over else None)
+                )  # fmt: skip
             else:
                 outcomes.append(messages.Outcome(job_id=known, outcome="duplicate", channel=known[::-1]))
             if message.follow:

@@ -288,6 +288,48 @@ def test_nouns_and_acts_of_the_broker(broker: FakeBroker, make_client: MakeClien
         client.pause()
 
 
+def test_users_are_given_weights_and_ceilings(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    assert client.set_user("anna", weight=2.0, ceiling=6) is True
+    assert client.set_user("anna", weight=2.0, ceiling=6) is False
+    assert [(each.user, each.weight, each.ceiling) for each in client.users().allowances] == [
+        ("anna", 2.0, 6)
+    ]
+    first = client.submit("echo", priority=9)
+    many = client.submit_many([lmq.draft("echo", priority=9), lmq.draft("echo", priority=6)])
+    vectors = client.embed("a", priority=9)
+    vectors.wait(timeout_s=10)
+    assert [job.given_priority for job in (first, *many, vectors)] == [6, 6, None, 6]
+    assert client.reset_user("anna") is True
+    assert client.reset_user("anna") is False
+    with pytest.raises(ValueError, match="a weight, a ceiling or both"):
+        client.set_user("anna")
+
+
+def test_models_are_steered(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    assert client.set_alias("fast", ["qwen3-8b", "qwen3-8b@q4_k_m"]) is True
+    assert client.set_alias("big", "qwen3-32b") is True
+    assert {each.name: each.models for each in client.aliases()} == {
+        "fast": ["qwen3-8b", "qwen3-8b@q4_k_m"], "big": ["qwen3-32b"],
+    }  # fmt: skip
+    assert client.set_alias("fast", []) is True
+    assert client.set_alias("big", (), reset=True) is True
+    assert client.aliases() == []
+    assert client.set_default_model("chat", "fast") is True
+    assert client.default_models() == [lmq.DefaultModel(task_type="chat", model="fast")]
+    assert client.set_default_model("chat", "", reset=True) is True
+    assert client.load_model("a", "gpu-1") is True
+    assert client.unload_model("a") is True
+    assert client.pin_model("a", "gpu-1", for_s=4 * 3600) is True
+    assert client.unpin_model("a", "gpu-1") is True
+    assert client.unpin_model("a", "gpu-1") is False
+    assert broker.disk.orders[:4] == [
+        ("load", "a", "gpu-1", 0), ("unload", "a", "", 0), ("pin", "a", "gpu-1", 14_400_000),
+        ("unpin", "a", "gpu-1", 0),
+    ]  # fmt: skip
+
+
 def test_a_job_for_another_user(broker: FakeBroker, make_client: MakeClient) -> None:
     client = make_client(broker.url)
     job = client.as_user("alice").submit("echo")
@@ -338,6 +380,29 @@ def test_an_old_cursor_is_told_apart(broker: FakeBroker, make_client: MakeClient
     with client.events(since=0, timeout_s=10) as events, pytest.raises(lmq.CursorExpired) as caught:
         next(iter(events))
     assert (caught.value.cursor, caught.value.oldest) == (0, 2)
+
+
+def test_usage_is_one_answer_however_many_pages_it_has(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    for task_type in ("a", "b", "c", "d", "e"):
+        for _ in range(2):
+            broker.finish(client.submit(task_type).job_id, None)
+    since = dt.datetime.fromtimestamp(1_000, dt.UTC)
+    found = client.usage(since=since, until=since + dt.timedelta(days=1), by=["task_type", "user"])
+    assert [(row.task_type, row.user, row.done) for row in found.rows] == [
+        (task_type, "anna", 2) for task_type in "abcde"
+    ]
+    assert (found.total.done, found.more) == (10, False)
+    assert (found.since_ms, found.until_ms) == (1_000_000, 87_400_000)
+    assert [(row.user, row.done) for row in client.usage(by="user").rows] == [("anna", 10)]
+    assert client.usage(user="tom").total.done == 0
+
+
+def test_metrics_are_a_text(broker: FakeBroker, make_client: MakeClient) -> None:
+    client = make_client(broker.url)
+    client.submit("later")
+    assert client.metrics() == "lmq_jobs_kept 1\n"
+    assert client.metrics(users=True) == "lmq_jobs_kept 1\nlmq_user_jobs 1\n"
 
 
 def test_watch_gives_the_latest_value_of_each_topic(broker: FakeBroker, make_client: MakeClient) -> None:

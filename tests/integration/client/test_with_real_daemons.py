@@ -142,6 +142,18 @@ def test_events_go_on_over_restarts(station: Station, make_client: MakeClient) -
     assert [event.seq for event in seen] == list(range(1, seen[-1].seq + 1))
 
 
+def test_usage_and_metrics_count_what_was_done(station: Station, make_client: MakeClient) -> None:
+    client = make_client(station.url)
+    for job in client.submit_many([("echo", {"n": number}) for number in range(30)]):
+        job.wait(WITHIN_S)
+    station.restart()
+    client.submit("echo", {"n": 30}).wait(WITHIN_S)
+    found = client.usage(by=["user", "task_type"])
+    assert [(row.user, row.task_type, row.done) for row in found.rows] == [("anna", "echo", 31)]
+    assert found.total.done == 31
+    assert "lmq_jobs_kept 31\n" in client.metrics()
+
+
 def test_the_text_of_an_ended_job_is_read_after_a_restart(station: Station, make_client: MakeClient) -> None:
     client = make_client(station.url)
     job = client.submit("echo", {"text": "one two three"})

@@ -134,6 +134,7 @@ def test_an_attempt_over_its_time_fails(tmp_path: Path) -> None:
             ended, _ = await broker.end(await broker.give({"delay_s": FOR_EVER_S}, timeout_ms=50))
             assert ended.error is not None
             assert (ended.outcome, ended.error.code, ended.permanent) == ("fail", "attempt_timeout", False)
+            assert ended.engine_ms >= 40, "the engine was busy until then"
 
     asyncio.run(story())
 

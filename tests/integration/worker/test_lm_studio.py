@@ -545,6 +545,20 @@ def test_a_model_is_loaded_once_is_ours_and_is_unloaded(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_what_somebody_else_loaded_is_unloaded_when_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_studio(tmp_path) as studio:
+            broker = studio.broker
+            theirs = await studio.instance(lambda one: one.model == CHAT_MODEL, "what was there")
+            assert not theirs.ours
+            await broker.send(UnloadModel(command_id=1, instance_id=theirs.instance_id))
+            ended = await broker.message(LoadEnded)
+            assert ended.error is None
+            assert CHAT_MODEL not in [one["key"] for one in studio.simulator.state()["instances"]]
+
+    asyncio.run(story())
+
+
 def test_what_was_loaded_is_still_ours_in_the_next_life(tmp_path: Path) -> None:
     async def story() -> None:
         async with Simulator(SimulatorConfig.instant()).start() as simulator, a_broker() as broker:
@@ -619,7 +633,7 @@ def test_an_instance_with_jobs_is_not_unloaded(tmp_path: Path) -> None:
 def test_the_openai_backend_serves_whatever_the_server_lists(tmp_path: Path) -> None:
     async def story() -> None:
         async with Simulator(SimulatorConfig.instant()).start() as simulator, a_broker() as broker:
-            worker = settings(broker.url, tmp_path, backend="openai", endpoint=simulator.url, slots=2)
+            worker = settings(broker.url, tmp_path, backend="openai", endpoint=simulator.url, concurrency=2)
             async with a_worker(worker):
                 studio = Studio(broker, simulator)
                 assert (await studio.run(chat("Hi")))[0].outcome == "complete"

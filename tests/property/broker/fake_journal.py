@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,9 +21,11 @@ from lmq_broker.core.reads import (
     ReadList,
     ReadPayload,
     ReadText,
+    ReadUsage,
     StoredEnd,
     StoredText,
     TextReply,
+    UsageSums,
 )
 from lmq_broker.core.records import (
     EventsAdded,
@@ -35,9 +38,11 @@ from lmq_broker.core.records import (
     StoredJob,
     TextAdded,
     TombstonesDropped,
+    UsageAdded,
+    UsageDropped,
 )
 from lmq_broker.core.recover import Memory, StoredKey
-from lmq_proto.messages import Piece
+from lmq_proto.messages import Piece, UsageRow
 from lmq_proto.states import FINAL
 
 if TYPE_CHECKING:
@@ -57,6 +62,8 @@ class FakeJournal:
         self.meta: dict[str, bytes] = {}
         self.tombstones: dict[bytes, int] = {}
         self.keys: dict[tuple[str, str], StoredKey] = {}
+        self.usage: dict[tuple[int, str, str, str], Counter[str]] = {}
+        """Ends by final state, and `waits` and `runs`, of each row of the daily sums."""
         self.last_number = 0
         self.last_order = 0
 
@@ -97,6 +104,15 @@ class FakeJournal:
                 for event in record.events:
                     assert event.seq == len(self.events) + 1
                     self.events.append(event)
+            case UsageAdded():
+                row = self.usage.setdefault(
+                    (record.day, record.user, record.model, record.task_type), Counter()
+                )
+                row += Counter(record.ended)
+                row["waits"] += sum(record.waits.values())
+                row["runs"] += sum(record.runs.values())
+            case UsageDropped():
+                self.usage = {key: row for key, row in self.usage.items() if key[0] > record.day}
             case MetaSet():
                 if record.value:
                     self.meta[record.name] = record.value
@@ -148,6 +164,9 @@ class FakeJournal:
                     if job.state in FINAL and job.deletes_at_ms <= request.wall_ms
                 ]
                 return JobsReply(due[: request.limit])
+            case ReadUsage():
+                total = sum(self.usage.values(), Counter())
+                return UsageSums([], UsageRow(done=total["done"], dead=total["dead"]), more=False)
             case _:
                 return CopyReply(1, "")
 
@@ -160,8 +179,13 @@ class FakeJournal:
         }
         return Memory(
             meta=dict(self.meta), open_jobs=open_jobs,
-            finished=[(job.id, job.number) for job in self.jobs.values() if job.state in FINAL],
+            finished=[
+                (job.id, job.number, job.user, job.state, job.priority)
+                for job in self.jobs.values()
+                if job.state in FINAL
+            ],
             keys=list(self.keys.values()), tombstones=list(self.tombstones.items()), stored_text=stored,
             last_number=self.last_number, last_order=self.last_order, last_seq=len(self.events),
             oldest_cursor=0, last_event_ms=self.events[-1].at_ms if self.events else 0,
+            usage_rows=sorted(self.usage)[-3:], usage_oldest_day=min(self.usage, default=(0,))[0],
         )  # fmt: skip

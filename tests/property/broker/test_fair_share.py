@@ -9,12 +9,13 @@ from collections import defaultdict
 from random import Random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from lmq_broker.core.policies.blfq import Blfq
 from lmq_broker.core.policies.lanes import Share
-from lmq_broker.core.settings import BandSettings, Rates, Settings
+from lmq_broker.core.settings import BANDS, BandSettings, Rates, Settings
 from lmq_broker.forecast.engines import EngineModel
 from lmq_broker.forecast.replay import Replay, Request, Served
 
@@ -28,6 +29,8 @@ NO_SHARES = (
     BandSettings("normal", 4, 0.0, 3.0),
     BandSettings("background", 0, 0.0, 5.0),
 )
+
+NO_RESERVE = tuple(msgspec.structs.replace(band, reserve=0) for band in BANDS)
 
 seeds = st.integers(0, 1 << 32)
 
@@ -130,6 +133,19 @@ def test_every_job_starts_no_slot_is_over_and_all_charges_settle(seed: int) -> N
         assert all(each.predicted == 0.0 for each in shares_of(replay) if not each.running)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from(("vtc", "strict", "blfq")))
+def test_no_endpoint_is_kept_for_a_model_that_has_come_up_elsewhere(seed: int, policy: str) -> None:
+    """P5 with three models on two endpoints, whatever the patience: every job starts."""
+    random = Random(seed)
+    engines = [an_engine(random) for _ in range(2)]
+    requests = some_requests(random, users=12, count=150, over_ms=300_000, models=MODELS)
+    rates = dict.fromkeys(MODELS, RATES)
+    assert all(
+        each.started_ms >= 0 for each in run(Replay(requests, engines, Settings(policy=policy, rates=rates)))
+    )
+
+
 @settings(max_examples=25, deadline=None)
 @given(seeds)
 def test_service_is_what_jobs_cost(seed: int) -> None:
@@ -152,7 +168,7 @@ def test_no_slot_is_free_while_a_job_for_its_model_waits(seed: int) -> None:
     random = Random(seed)
     requests = some_requests(random, users=4, count=100, over_ms=60_000, models=["m0"], priorities=(2, 5, 8))
     engine = an_engine(random, ["m0"])
-    replay = Replay(requests, [engine], fair())
+    replay = Replay(requests, [engine], fair(bands=NO_RESERVE))
 
     def look() -> None:
         waiting = any(share.queued for share in shares_of(replay))

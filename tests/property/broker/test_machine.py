@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from lmq_broker.core import invariants
+from lmq_broker.core import invariants, settle
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.records import JobAdded
 from lmq_broker.core.recover import recover
@@ -20,6 +22,7 @@ from lmq_proto.messages import (
     Breaker,
     Bye,
     Cancel,
+    CapacityReport,
     Credit,
     Delete,
     Drain,
@@ -34,17 +37,26 @@ from lmq_proto.messages import (
     Held,
     HostLoad,
     JobFilter,
+    JobSpec,
+    ListModels,
     ListQueues,
+    ListUsers,
     ListWorkers,
     LoadEnded,
     LoadModel,
+    Metrics,
+    OrderModel,
     Pause,
     PhaseReport,
     Phases,
     Piece,
+    ResetUser,
     Results,
     Resume,
     Retry,
+    SetAlias,
+    SetDefaultModel,
+    SetUser,
     Status,
     Submit,
     Subscribe,
@@ -56,6 +68,7 @@ from lmq_proto.messages import (
     UnloadModel,
     Unsubscribe,
     Update,
+    Usage,
     Why,
 )
 from lmq_proto.states import FINAL
@@ -67,7 +80,8 @@ CLIENTS = ["ann", "tom"]
 WORKERS = ["w1", "w2"]
 SETTINGS = Settings(
     jobs_open=8, jobs_open_per_user=6, jobs_kept=3, tombstones=3, events_in_memory=4, events_per_push=3,
-    text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000,
+    text_memory_bytes=8, text_flush_bytes=6, retention_every_ms=1000, clock_hold_ms=20_000, usage_rows=3,
+    aliases={"fast": ("m1",)}, orders=3, load_retry_ms=3000,
 )  # fmt: skip
 LeaseKey = tuple[bytes, int, int]
 
@@ -75,7 +89,7 @@ names = st.sampled_from(NAMES)
 some_names = st.lists(names, min_size=1, max_size=3)
 clients = st.sampled_from(CLIENTS)
 workers = st.sampled_from(WORKERS)
-models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"]])
+models = st.sampled_from([[], ["m1"], ["m2"], ["m1", "m2"], ["fast"], ["fast", "m2"]])
 moments = st.sampled_from([0, 1, 100, 1000, 3500, 16_000])
 
 
@@ -86,6 +100,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.short_steps = patch.object(settle, "_MOVES", 1)
+        self.short_steps.start()
         self.journal = FakeJournal()
         self.reads: list[Read] = []
         self.granted: set[LeaseKey] = set()
@@ -93,7 +109,7 @@ class AnyOrder(RuleBasedStateMachine):
         """What each worker believes that it runs."""
         self.written: dict[LeaseKey, int] = {}
         self.lives = dict.fromkeys(WORKERS, 1)
-        self.commands: list[tuple[str, int, str]] = []
+        self.commands: list[tuple[str, LoadModel | UnloadModel]] = []
         self.numbers = 0
         self.said = 0
         self.cursors: dict[tuple[str, int], int] = {}
@@ -145,10 +161,23 @@ class AnyOrder(RuleBasedStateMachine):
             here = self.broker.at(worker).instances[lease.instance_id]
             assert here.leased <= here.slots, "more leases than slots"
             assert not lease.alone or here.leased == 1, "a suspect in company"
+            self.started(lease.job_id)
+
+    def started(self, job_id: bytes) -> None:
+        """A job starts when all its parents are done, and not before."""
+        by_id = {job.id: job for job in self.journal.jobs.values()}
+        job = by_id[job_id]
+        for parent in job.terms.parents:
+            found = by_id.get(parent)
+            # It may be deleted since, and its id that of a younger job.
+            if found is not None and found.number < job.number:
+                assert found.state == "done", f"{job.number} starts and {found} is not done"
 
     def hears(self, peer: str, message: Any) -> None:
         if isinstance(message, LoadModel | UnloadModel):
-            self.commands.append((peer, message.command_id, getattr(message, "model", "")))
+            self.commands.append((peer, message))
+            if isinstance(message, UnloadModel):
+                self.unloads(peer, message.instance_id)
         elif isinstance(message, Subscribed):
             self.cursors[peer, message.subscription_id] = message.cursor
         elif isinstance(message, Events):
@@ -166,6 +195,17 @@ class AnyOrder(RuleBasedStateMachine):
         elif isinstance(message, Finished):
             assert len({end.job_id for end in message.jobs}) == len(message.jobs)
             assert all(end.state in FINAL or end.state == "deleted" for end in message.jobs)
+
+    def unloads(self, name: str, instance_id: str) -> None:
+        """Hold an unload against what was ordered."""
+        worker, orders = self.broker.at(name), self.broker.state.orders
+        here = worker.instances[instance_id]
+        mine = [each for each in orders.values() if each.worker == name and each.model in here.names]
+        assert here.leased == 0, "unloaded under a job"
+        assert not any(each.kind == "pin" for each in mine), "a pinned model was unloaded"
+        assert here.ours or any(each.kind == "unload" for each in mine), (
+            "it is not ours, and nobody asked for it"
+        )
 
     def says(self, name: str, message: Any, body: bytes = b"") -> None:
         """Let a message come in; every other time the turn ends behind it."""
@@ -200,20 +240,41 @@ class AnyOrder(RuleBasedStateMachine):
         atomic=st.booleans(), failures=st.integers(0, 3), wait=st.sampled_from([0, 0, 500, 4000]),
         expires=st.sampled_from([0, 0, 900, 9000]), key=st.sampled_from(["", "", "k1", "k2"]),
         task_type=st.sampled_from(["echo", "chat", "train"]), payload=st.sampled_from([b"", b"x", b"yy"]),
+        parents=st.just([]) | st.lists(names, max_size=2),
     )  # fmt: skip
     def submit(
         self, who: str, batch: list[str], priority: int, wanted: list[str], follow: bool, atomic: bool, failures: int,
-        wait: int, expires: int, key: str, task_type: str, payload: bytes,
+        wait: int, expires: int, key: str, task_type: str, payload: bytes, parents: list[str],
     ) -> None:  # fmt: skip
         jobs = [
             spec(
                 name, payload=payload, task_type=task_type, priority=priority, models=wanted, failures=failures,
                 delay_ms=wait, expires_ms=expires, key=key, timeout_ms=5000, keep_ms=3000,
+                parents=[job_id(parent) for parent in parents],
             )
             for name in batch
         ]  # fmt: skip
         message = Submit(request_id=self.number(), jobs=jobs, follow=follow, atomic=atomic)
         self.says(who, message, payload * len(jobs))
+
+    @rule(who=clients, batch=st.lists(names, min_size=2, max_size=5, unique=True), after=st.data(),
+          priority=st.none() | st.integers(0, 9), atomic=st.booleans(), wait=st.sampled_from([0, 0, 2000]))  # fmt: skip
+    def submits_a_family(
+        self, who: str, batch: list[str], after: st.DataObject, priority: int | None, atomic: bool, wait: int
+    ) -> None:
+        """Each job waits for some of those before it."""
+        jobs = []
+        for at, name in enumerate(batch):
+            parents = [batch[0]] if at else []
+            if at > 1:
+                parents = after.draw(st.lists(st.sampled_from(batch[:at]), min_size=1, unique=True))
+            jobs.append(
+                spec(
+                    name, priority=priority if at % 2 else None, delay_ms=wait, keep_ms=3000,
+                    parents=[job_id(parent) for parent in parents],
+                )
+            )  # fmt: skip
+        self.says(who, Submit(request_id=self.number(), jobs=jobs, atomic=atomic))
 
     @rule(name=workers, slots=st.integers(0, 3), held=st.booleans())
     def comes_to_work(self, name: str, slots: int, held: bool) -> None:
@@ -306,10 +367,60 @@ class AnyOrder(RuleBasedStateMachine):
             ))  # fmt: skip
 
     @precondition(lambda self: self.commands)
-    @rule(code=st.sampled_from(["", "insufficient_memory", "model_not_found", "load_failed"]))
-    def loaded(self, code: str) -> None:
-        name, command, _ = self.commands.pop(0)
-        self.says(name, LoadEnded(command_id=command, error=ErrorInfo(code, "no") if code else None))
+    @rule(
+        code=st.sampled_from(["", "", "insufficient_memory", "model_not_found", "load_failed"]), obeys=st.booleans()
+    )  # fmt: skip
+    def loaded(self, code: str, obeys: bool) -> None:
+        """An endpoint has done what it was told; or says so; or could not."""
+        name, command = self.commands.pop(0)
+        if not code and obeys and name.encode() in self.broker.state.sessions:
+            self.shows(name, command)
+        failed = ErrorInfo(code, "no") if code else None
+        self.says(name, LoadEnded(command_id=command.command_id, error=failed))
+
+    def shows(self, name: str, command: LoadModel | UnloadModel) -> None:
+        """Report what is loaded after a load or unload."""
+        before = self.broker.at(name).capacity
+        loaded = list(before.instances)
+        if isinstance(command, LoadModel):
+            loaded.append(
+                instance(f"{command.model}:{self.number()}", model=command.model, kind="llm", ours=True)
+            )
+        else:
+            loaded = [each for each in loaded if each.instance_id != command.instance_id]
+        self.follows_up(self.broker.says(name, CapacityReport(
+            capacity=msgspec.structs.replace(before, instances=loaded),
+        )))  # fmt: skip
+
+    @rule(who=clients, name=workers, kind=st.sampled_from(["load", "pin", "unload"]),
+          model=st.sampled_from(["m1", "m2"]), pinned=st.booleans(), ours=st.booleans())  # fmt: skip
+    def gets_its_way(self, who: str, name: str, kind: str, model: str, pinned: bool, ours: bool) -> None:
+        """The ordinary case: an endpoint that holds one model, and is busy, is told, and obeys until all is done."""
+        if name.encode() not in self.broker.state.sessions or who.encode() not in self.broker.state.sessions:
+            return
+        there = instance("i3", model="m2", kind="llm", slots=1, ours=ours)
+        self.follows_up(self.broker.has_capacity(
+            name, there, catalog=on_disk("m1", "m2"), may_load=True, models_max=1,
+        ))  # fmt: skip
+        self.says(who, Submit(request_id=self.number(), jobs=[self.a_chat("m2")]))
+        self.follows_up(self.broker.turn())
+        if pinned:
+            self.says(who, OrderModel(request_id=self.number(), kind="pin", model="m2", worker=name))
+        self.says(who, OrderModel(request_id=self.number(), kind=kind, model=model, worker=name))
+        self.says(who, Submit(request_id=self.number(), jobs=[self.a_chat("m1")]))
+        for seconds in range(60):
+            self.says(who, Heartbeat())
+            self.says(name, Heartbeat())
+            self.follows_up(self.broker.turn(1000))
+            while self.commands:
+                self.loaded("", True)
+            if seconds == 40:
+                self.works(name, "complete")
+
+    def a_chat(self, model: str) -> JobSpec:
+        """Return a job that is not there yet, if one of its names is free."""
+        free = [name for name in NAMES if job_id(name) not in self.broker.state.jobs]
+        return spec((free or NAMES)[0], task_type="chat", models=[model], priority=9)
 
     @rule(name=st.sampled_from([*CLIENTS, *WORKERS]), how=st.sampled_from(["breaks", "clogged", "bye"]))
     def leaves(self, name: str, how: str) -> None:
@@ -410,6 +521,37 @@ class AnyOrder(RuleBasedStateMachine):
                 who, Pause(request_id=self.number(), noun=noun, name=name, for_ms=3000, now=what == "now")
             )
 
+    @rule(who=clients, user=clients, weight=st.sampled_from([None, 0.5, 4.0]),
+          ceiling=st.sampled_from([None, 0, 6]), takes_back=st.booleans())  # fmt: skip
+    def gives(self, who: str, user: str, weight: float | None, ceiling: int | None, takes_back: bool) -> None:
+        """Somebody gives a user a weight or a ceiling, or takes both back."""
+        if takes_back:
+            self.says(who, ResetUser(request_id=self.number(), user=user))
+        else:
+            self.says(who, SetUser(request_id=self.number(), user=user, weight=weight, ceiling=ceiling))
+
+    @rule(who=clients, name=workers, kind=st.sampled_from(["load", "unload", "pin", "pin", "unpin"]),
+          model=st.sampled_from(["m1", "m2", "fast", "i3"]), everywhere=st.booleans(),
+          for_ms=st.sampled_from([0, 0, 2000]))  # fmt: skip
+    def orders(self, who: str, name: str, kind: str, model: str, everywhere: bool, for_ms: int) -> None:
+        """Somebody wants a model loaded, unloaded or kept."""
+        where = "" if everywhere and kind in ("unload", "unpin") else name
+        self.says(
+            who, OrderModel(request_id=self.number(), kind=kind, model=model, worker=where, for_ms=for_ms)
+        )
+
+    @rule(who=clients, stands_for=st.sampled_from([[], ["m1"], ["m2"], ["m2", "m1"]]), reset=st.booleans(),
+          default=st.sampled_from([None, "", "m1", "fast"]))  # fmt: skip
+    def renames(self, who: str, stands_for: list[str], reset: bool, default: str | None) -> None:
+        """Somebody changes what names stand for."""
+        if default is None:
+            self.says(who, SetAlias(request_id=self.number(), name="fast", models=stands_for, reset=reset))
+        else:
+            self.says(
+                who,
+                SetDefaultModel(request_id=self.number(), task_type="chat", model=default, reset=reset),
+            )
+
     @rule(who=clients, name=names)
     def looks(self, who: str, name: str) -> None:
         for message in (
@@ -417,7 +559,11 @@ class AnyOrder(RuleBasedStateMachine):
             Why(request_id=self.number(), job_id=job_id(name)),
             ListQueues(request_id=self.number()),
             ListWorkers(request_id=self.number()),
+            ListUsers(request_id=self.number()),
+            ListModels(request_id=self.number()),
             Health(request_id=self.number()),
+            Usage(request_id=self.number(), by=["user"]),
+            Metrics(request_id=self.number(), users=True),
         ):
             self.says(who, message)
 
@@ -444,14 +590,39 @@ class AnyOrder(RuleBasedStateMachine):
         if chance:
             return
         self.follows_up(self.broker.turn())
+        self.starts_again()
+
+    def starts_again(self) -> None:
         self.starts(self.broker.mono_ms, self.broker.wall_ms)
         for name in CLIENTS:
             self.follows_up(self.broker.client(name))
+
+    @precondition(lambda self: self.much_waited_for())
+    @rule(dies=st.booleans())
+    def one_for_which_several_wait_is_cancelled(self, dies: bool) -> None:
+        """The broker may die while not all of them have been told."""
+        target = Target(job_ids=self.much_waited_for()[:1])
+        self.follows_up(self.broker.says("ann", Cancel(request_id=self.number(), target=target)))
+        self.follows_up(self.broker.turn())
+        if dies:
+            self.starts_again()
+
+    def much_waited_for(self) -> list[bytes]:
+        """Return the open jobs for which several wait, while ann is there to cancel them."""
+        state = self.broker.state
+        many = [id_ for id_, children in state.children.items() if len(children) > 1 and id_ in state.jobs]
+        return many if b"ann" in state.sessions else []
 
     # --- at the end
 
     def teardown(self) -> None:
         """Once faults stop, all that is open comes to its end."""
+        try:
+            self.all_ends()
+        finally:
+            self.short_steps.stop()
+
+    def all_ends(self) -> None:
         broker = self.broker
         self.follows_up(broker.step(DiskChanged("", 9, 1)))
         self.follows_up(broker.client("ann"))
@@ -481,6 +652,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert not broker.state.jobs, "it does not come to an end"
         known = {job.id for job in self.journal.jobs.values()}
         assert set(broker.state.finished) == known
+        ended = Counter(str(event.kind) for event in self.journal.events if event.kind in FINAL)
+        counted = sum(self.journal.usage.values(), Counter())
+        assert {state: counted[state] for state in FINAL} == {state: ended[state] for state in FINAL}
         for number, job in self.journal.jobs.items():
             assert job.state in FINAL
             assert job.state == "done" or number not in self.journal.results

@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from lmq_broker.core.leases import fleet
 from lmq_broker.core.ranks import Ranks
+from lmq_broker.core.settings import Settings
 from unit.broker.builders import a_broker, idle, job_id, ready, started
 
 orders = st.integers(0, 5000)
@@ -30,7 +31,10 @@ def test_a_rank_is_how_many_are_smaller(added: set[int], removed: set[int], aske
 def test_jobs_start_by_priority_then_arrival_and_ahead_says_how_many_before(
     priorities: list[int], withdrawn: set[int]
 ) -> None:
-    broker = a_broker(jobs=[ready(str(at), priority=priority) for at, priority in enumerate(priorities)])
+    broker = a_broker(
+        jobs=[ready(str(at), priority=priority) for at, priority in enumerate(priorities)],
+        settings=Settings(policy="strict"),
+    )
     names = {str(at) for at in withdrawn if at < len(priorities)}
     if names:
         broker.cancel("ann", *sorted(names))

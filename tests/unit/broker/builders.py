@@ -13,7 +13,8 @@ import msgspec
 from lmq_broker.core import invariants
 from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.machine import step
-from lmq_broker.core.records import EventsAdded
+from lmq_broker.core.reads import JobsReply, ReadJobs
+from lmq_broker.core.records import EventsAdded, JobAdded, JobChanged, JobsDeleted, MetaSet, StoredJob
 from lmq_broker.core.recover import Memory, recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState, Job, Worker
@@ -25,6 +26,8 @@ from lmq_proto.messages import (
     Capacity,
     CapacityReport,
     CatalogModel,
+    Changed,
+    Delete,
     Ended,
     Enlist,
     ErrorReply,
@@ -36,12 +39,15 @@ from lmq_proto.messages import (
     Lease as LeaseMessage,
     Piece,
     Results,
+    Retry,
     Submit,
     Submitted,
     Target,
     Text,
     TextReport,
+    Update,
 )
+from lmq_proto.states import FINAL
 from unit.proto.protocol_text import table_with, words
 
 if TYPE_CHECKING:
@@ -65,6 +71,8 @@ _DETAIL = {
     words(row[0])[0]: set(words(row[3])) for row in table_with("Kind", "Of", "When", "`detail`")
 }  # fmt: skip
 _MAY_MISS = {"failures", "queued_ms", "leased_ms"}
+_ENDS = ("dead", "cancelled")
+"""That tell a code and an error, or who did it."""
 
 
 def job_id(name: str) -> bytes:
@@ -167,7 +175,7 @@ class Broker:
                 for event in effect.events:
                     told = set(event.detail)
                     assert told <= _DETAIL[event.kind], event
-                    assert _DETAIL[event.kind] - told <= _MAY_MISS or event.kind == "dead", event
+                    assert _DETAIL[event.kind] - told <= _MAY_MISS or event.kind in _ENDS, event
         return effects
 
     def turn(self, after_ms: int = 0) -> list[Effect]:
@@ -301,6 +309,57 @@ def a_broker(
             broker.turn()
             assert broker.state.jobs[job.spec.id].lease is not None, "no worker has room for it"
     return broker
+
+
+def restarted(broker: Broker, **memory: Any) -> Broker:
+    """Return a broker that starts from what this one has journaled, but for keys and tombstones."""
+    latest: dict[bytes, StoredJob] = {}
+    for record in broker.journal:
+        if isinstance(record, JobAdded | JobChanged):
+            latest[record.job.id] = record.job
+        elif isinstance(record, JobsDeleted):
+            latest = {id_: job for id_, job in latest.items() if job.number not in record.numbers}
+    meta = {record.name: record.value for record in only(broker.journal, MetaSet) if record.value}
+    found: dict[str, Any] = {
+        "open_jobs": [job for job in latest.values() if job.state not in FINAL],
+        "finished": [
+            (job.id, job.number, job.user, job.state, job.priority)
+            for job in latest.values()
+            if job.state in FINAL
+        ],
+        "last_number": broker.state.last_number,
+        "last_order": broker.state.last_order,
+        "last_seq": broker.state.last_seq,
+        "meta": {"epoch": b"1"} | meta,
+    }
+    return a_broker(memory=a_memory(**(found | memory)), clients=["ann"])
+
+
+# --- commands on jobs -------------------------------------------------------------------------------------------------
+
+Command = type[Cancel] | type[Retry] | type[Delete] | type[Update]
+
+
+def tell(broker: Broker, kind: Command, *names: str, by: str = "ann", **fields: Any) -> list[Outcome]:
+    """Let a command come, answer what it reads from what was journaled, and return its outcomes."""
+    effects = broker.says(
+        by, kind(request_id=5, target=Target(job_ids=[job_id(name) for name in names]), **fields)
+    )
+    for read in only(effects, Read):
+        assert isinstance(read.request, ReadJobs)
+        found = [image for image in images(broker) if image.id in read.request.ids]
+        effects = broker.reads(read.request, JobsReply(found))
+    return sent(effects, by, Changed)[0].outcomes
+
+
+def images(broker: Broker) -> list[StoredJob]:
+    """Return the latest image of each job that was journaled as changed."""
+    return list({record.job.id: record.job for record in only(broker.journal, JobChanged)}.values())
+
+
+def codes(found: Iterable[Outcome]) -> list[str]:
+    """Return each outcome, or the code of the error with which it was refused."""
+    return [each.error.code if each.error is not None else each.outcome for each in found]
 
 
 # --- what the effects say ---------------------------------------------------------------------------------------------

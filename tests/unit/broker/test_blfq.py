@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from lmq_broker.core.effects import Effect, Send
-from lmq_broker.core.settings import BandSettings, Settings
+from lmq_broker.core.policies.lanes import Share
+from lmq_broker.core.settings import BandSettings, Settings, TaskDefaults
 from lmq_proto.messages import Enlist, LoadModel, UnloadModel
 from unit.broker.builders import a_broker, drained, idle, instance, on_disk, ready, running, spec, started
 
@@ -140,3 +143,33 @@ def test_a_suspect_gets_an_idle_worker_though_others_come_without_end() -> None:
         left += names
         broker.reports("w1", left.pop(0), "complete")
     raise AssertionError("the suspect never ran")
+
+
+def test_own_tasks_cost_the_time_they_take_and_are_expected_to_take_what_they_took() -> None:
+    settings = Settings(policy="blfq", task_defaults={"train": TaskDefaults(expected_ms=3_600_000)})
+    jobs = [*many("ann", 3, task_type="train"), *many("tom", 3, task_type="train")]
+    broker = a_broker(jobs=jobs, workers=[idle("w1")], settings=settings)
+    policy = broker.state.policy
+
+    def share_of(user: str) -> Share:
+        found: Share = next(share for share in policy.shares() if share.user == user)
+        return found
+
+    assert started(broker.turn(1), "w1") == ["ann0"]
+    assert share_of("ann").predicted == pytest.approx(3_600_000, rel=0.01)
+    broker.reports("w1", "ann0", "complete", engine_ms=10_000)
+    assert share_of("ann").service == pytest.approx(10_000, rel=0.01)
+    assert started(broker.turn(1), "w1") == ["tom0"]
+    assert share_of("tom").predicted == pytest.approx(10_000, rel=0.01)
+
+
+def test_a_training_hour_costs_its_owner_no_chat() -> None:
+    broker = a_broker(
+        jobs=[ready("t", task_type="train"), *many("ann", 2, task_type="chat"), *many("tom", 2, task_type="chat")],
+        workers=[idle("w1", task_types=["train"]), idle("w2", task_types=["chat"])], settings=FAIR,
+    )  # fmt: skip
+    effects = broker.turn()
+    assert (started(effects, "w1"), started(effects, "w2")) == (["t"], ["ann0"])
+    broker.reports("w1", "t", "complete", engine_ms=3_600_000)
+    broker.reports("w2", "ann0", "complete", prompt_tokens=1, output_tokens=100)
+    assert drained(broker, "w2")[:3] in (["tom0", "ann1", "tom1"], ["tom0", "tom1", "ann1"])

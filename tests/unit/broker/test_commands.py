@@ -8,8 +8,8 @@ import pytest
 
 from lmq_broker.core.effects import Read, Send
 from lmq_broker.core.policies import POLICIES
-from lmq_broker.core.reads import JobsReply, ListReply, ReadJobs, ReadList
-from lmq_broker.core.records import JobChanged, JobsDeleted, ResultDropped, StoredJob
+from lmq_broker.core.reads import JobsReply, ListReply, ReadList
+from lmq_broker.core.records import JobsDeleted, ResultDropped
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import Stop as StopBroker
 from lmq_proto import bounds
@@ -21,7 +21,6 @@ from lmq_proto.messages import (
     Finished,
     JobFilter,
     LeaseRef,
-    Outcome,
     Retry,
     Stop,
     Target,
@@ -31,9 +30,12 @@ from lmq_proto.states import State
 from unit.broker.builders import (
     EPOCH,
     Broker,
+    Command,
     a_broker,
+    codes,
     error,
     idle,
+    images,
     job_id,
     only,
     ready,
@@ -41,30 +43,8 @@ from unit.broker.builders import (
     sent,
     spec,
     started,
+    tell,
 )
-
-Command = type[Cancel] | type[Retry] | type[Delete] | type[Update]
-
-
-def tell(broker: Broker, kind: Command, *names: str, by: str = "ann", **fields: Any) -> list[Outcome]:
-    """Let a command come, answer what it reads from what was journaled, and return its outcomes."""
-    effects = broker.says(
-        by, kind(request_id=5, target=Target(job_ids=[job_id(name) for name in names]), **fields)
-    )
-    for read in only(effects, Read):
-        assert isinstance(read.request, ReadJobs)
-        found = [image for image in images(broker) if image.id in read.request.ids]
-        effects = broker.reads(read.request, JobsReply(found))
-    return sent(effects, by, Changed)[0].outcomes
-
-
-def images(broker: Broker) -> list[StoredJob]:
-    """Return the latest image of each job that was journaled as changed."""
-    return list({record.job.id: record.job for record in only(broker.journal, JobChanged)}.values())
-
-
-def codes(found: list[Outcome]) -> list[str]:
-    return [each.error.code if each.error is not None else each.outcome for each in found]
 
 
 def an_ended(state: str, **fields: Any) -> Broker:

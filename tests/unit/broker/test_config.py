@@ -34,11 +34,13 @@ def test_the_command_line_wins_over_the_environment_over_the_file(
     assert (config.policy, config.jobs_open, config.jobs_kept) == ("blfq", 50, 30)
 
 
-def test_bands_weights_and_rates_reach_the_core(tmp_path: Path) -> None:
+def test_bands_weights_ceilings_apps_and_rates_reach_the_core(tmp_path: Path) -> None:
     text = """
     [broker]
     policy = "blfq"
     weights = { anna = 2.0 }
+    ceilings = { anna = 6 }
+    apps = { shop = "each" }
     rates = { qwen3-8b = { prompt_ms = 0.5, output_ms = 4.0 } }
     [[broker.bands]]
     name = "now"
@@ -52,7 +54,22 @@ def test_bands_weights_and_rates_reach_the_core(tmp_path: Path) -> None:
     settings = loaded(tmp_path, text).settings()
     assert settings.bands == (BandSettings("now", 5, 0.0, 1.0), BandSettings("later", 0, 0.2))
     assert settings.weights == {"anna": 2.0}
+    assert settings.ceilings == {"anna": 6}
+    assert settings.apps == {"shop": "each"}
     assert settings.rates == {"qwen3-8b": Rates(0.5, 4.0)}
+
+
+def test_aliases_and_default_models_reach_the_core(tmp_path: Path) -> None:
+    text = """
+    [broker.aliases]
+    fast = ["qwen3-8b", "qwen3-8b@q4_k_m"]
+    [broker.tasks.chat]
+    model = "fast"
+    """
+    settings = loaded(tmp_path, text).settings()
+    assert settings.aliases == {"fast": ("qwen3-8b", "qwen3-8b@q4_k_m")}
+    assert settings.task_defaults["chat"].model == "fast"
+    assert settings.task_defaults["chat"].failures == 3
 
 
 def test_without_a_word_there_are_three_bands() -> None:
@@ -66,7 +83,11 @@ def test_without_a_word_there_are_three_bands() -> None:
         ('open_role = "king"', "open_role = 'king'"),
         ("payload_bytes = 0", "payload_bytes = 0"),
         ("jobs_open = 'many'", "jobs_open"),
+        ("usage_days = 0", "usage_days = 0"),
+        ("usage_rows = -1", "usage_rows = -1"),
         ("weights = { anna = 0.0 }", "weights.anna = 0.0"),
+        ("ceilings = { anna = 10 }", "ceilings.anna = 10"),
+        ("apps = { shop = 'all' }", "apps.shop = 'all'"),
         ("bands = []", "bands with lowest = []"),
         ('bands = [{ name = "a", lowest = 3 }]', "lowest = [3]"),
         ('bands = [{ name = "a", lowest = 0 }, { name = "b", lowest = 0 }]', "lowest = [0, 0]"),
@@ -75,6 +96,11 @@ def test_without_a_word_there_are_three_bands() -> None:
         ("rates = { m = { prompt_ms = -1.0, output_ms = 1.0 } }", "rates.m"),
         ("tasks = { chat = { priority = 11 } }", "tasks.chat.priority = 11"),
         ("tasks = { chat = { failures = 0 } }", "tasks.chat.failures = 0"),
+        ("tasks = { train = { model = 'm' } }", "tasks.train.model = 'm'"),
+        ("aliases = { fast = [] }", "aliases.fast = []"),
+        ("aliases = { fast = ['m', 'Slow'], slow = ['n'] }", "aliases.fast = ['m', 'Slow']"),
+        ("aliases = { '*' = ['m'] }", "aliases.*"),
+        ("aliases = { fast = [''] }", "aliases.fast = ['']"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -84,6 +110,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> N
     assert (
         "allowed is" in str(raised.value)
         or "allowed are" in str(raised.value)
+        or "allowed for" in str(raised.value)
         or "Expected" in str(raised.value)
     )
 

@@ -10,8 +10,9 @@ import pytest
 from lmq_broker.core.intervals import LEAST, ONE_MS, WINDOW, Interval
 from lmq_broker.core.policies.arrivals import FLOWS, NAMED, RECENT, WINDOW_MS, Arrivals
 from lmq_broker.core.policies.lengths import POINTS, UNMEASURED, Shape, even_draw
+from lmq_broker.core.policies.places import LaneKey
 
-LANE = ("default", "chat", ("m",), False)
+LANE = LaneKey("default", "chat", ("m",), suspect=False)
 DEFAULT = (0.2, 3.0)
 
 

@@ -119,17 +119,6 @@ def test_how_long_own_tasks_took_is_learnt() -> None:
     assert starts(broker)["a"] == pytest.approx(60_000, rel=0.05)
 
 
-def test_how_long_answers_took_is_learnt_where_nobody_counts_their_tokens() -> None:
-    broker = a_broker(jobs=[running("x")], workers=[idle("w1")], settings=settings())
-    for number in range(100):
-        broker.mono_ms += 500
-        broker.reports("w1", "x" if not number else f"x{number}", "complete")
-        broker.submit("ann", spec(f"x{number + 1}"))
-        broker.turn()
-    broker.submit("ann", spec("a"))
-    assert starts(broker)["a"] == pytest.approx(500, rel=0.05)
-
-
 def test_users_take_turns_and_stricter_bands_come_first() -> None:
     jobs = [running("x", user="zoe", **asks()), *chats("a1", "a2", "a3")]
     jobs += [ready(name, user="ben", **asks()) for name in ("b1", "b2")]

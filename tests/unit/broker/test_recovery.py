@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lmq_broker.core import invariants
 from lmq_broker.core.effects import Effect
-from lmq_broker.core.records import JobAdded, JobChanged, MetaSet, StoredJob
+from lmq_broker.core.records import MetaSet
 from lmq_broker.core.recover import StoredKey, recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import Now
@@ -15,38 +13,20 @@ from lmq_proto.states import State
 from unit.broker.builders import (
     MONO_MS,
     WALL_MS,
-    Broker,
     a_broker,
     a_memory,
     held,
     idle,
     job_id,
     on_disk,
-    only,
     outcomes,
     ready,
+    restarted,
     running,
     sent,
     spec,
     started,
 )
-
-
-def restarted(broker: Broker, **memory: Any) -> Broker:
-    """Return a broker that starts from what this one journaled of its open jobs."""
-    latest: dict[bytes, StoredJob] = {}
-    for record in broker.journal:
-        if isinstance(record, JobAdded | JobChanged):
-            latest[record.job.id] = record.job
-    meta = {record.name: record.value for record in only(broker.journal, MetaSet) if record.value}
-    return a_broker(
-        memory=a_memory(
-            open_jobs=[image for image in latest.values() if image.id in broker.state.jobs],
-            last_number=broker.state.last_number, last_order=broker.state.last_order,
-            last_seq=broker.state.last_seq, meta={"epoch": b"1"} | meta, **memory,
-        ),
-        clients=["ann"],
-    )  # fmt: skip
 
 
 def told_to_stop(effects: list[Effect], name: str) -> list[Held]:
@@ -158,7 +138,7 @@ def test_a_suspect_is_a_suspect_after_a_restart() -> None:
 
 def test_ended_jobs_keys_and_tombstones_are_known() -> None:
     memory = a_memory(
-        finished=[(job_id("a"), 1)],
+        finished=[(job_id("a"), 1, "ann", "done", 5)],
         keys=[StoredKey("ann", "k", job_id("a"), b"")],
         tombstones=[(job_id("t"), WALL_MS + 1000)],
         last_number=2,

@@ -10,7 +10,7 @@ from lmq_broker.core.chronicle import channel
 from lmq_broker.core.effects import Send
 from lmq_broker.core.records import EventsAdded, JobAdded
 from lmq_broker.core.settings import Settings, TaskDefaults
-from lmq_broker.core.stimuli import DefaultsChanged, DiskChanged, Stop
+from lmq_broker.core.stimuli import DiskChanged, SettingsChanged, Stop
 from lmq_proto import bounds
 from lmq_proto.ids import PeerId
 from lmq_proto.messages import Drain, Outcome, Submit, Submitted
@@ -85,7 +85,8 @@ def test_what_is_given_wins_over_the_defaults() -> None:
 
 def test_new_defaults_are_for_new_jobs() -> None:
     broker = a_broker(jobs=[ready("a")])
-    broker.step(DefaultsChanged({"echo": TaskDefaults(priority=9, failures=1, timeout_ms=1, queue="fast")}))
+    fast = TaskDefaults(priority=9, failures=1, timeout_ms=1, queue="fast")
+    broker.step(SettingsChanged(Settings(task_defaults={"echo": fast})))
     broker.submit("ann", spec("b"))
     assert (broker.job("a").priority, broker.job("a").terms.failures_max) == (5, 3)
     assert (broker.job("b").priority, broker.job("b").terms.failures_max, broker.job("b").queue) == (
@@ -231,7 +232,10 @@ BAD_FIELDS: list[tuple[str, dict[str, Any]]] = [
     ("at_ms", {"at_ms": -1}), ("at_ms", {"at_ms": 1 << 60}),
     ("failures", {"failures": -1}), ("failures", {"failures": bounds.FAILURES_MAX + 1}),
     ("prompt_tokens", {"prompt_tokens": -1}), ("output_tokens", {"output_tokens": (1 << 31) + 1}),
-    ("parents", {"parents": [bytes(16)]}),
+    ("parents", {"parents": [bytes(15)]}), ("parents", {"parents": [bytes(16), bytes(16)]}),
+    ("parents", {"parents": [job_id("bad")]}),
+    ("parents", {"parents": [bytes([number]) * 16 for number in range(bounds.PARENTS + 1)]}),
+    ("root", {"root": bytes(15)}),
 ]  # fmt: skip
 
 

@@ -14,5 +14,5 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    for name in ("LMQ_URL", "LMQ_USER", "NO_COLOR"):
+    for name in ("LMQ_URL", "LMQ_USER", "LMQ_PRICE_HOUR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from click.testing import CliRunner, Result
 
 from lmq import (
+    Alias,
+    DefaultModel,
     Event,
     HealthReply,
     JobStatus,
@@ -20,6 +22,9 @@ from lmq import (
     Restart,
     State,
     Tick,
+    UsageReply,
+    UsageRow,
+    Users,
     Why,
     WorkerView,
 )
@@ -28,10 +33,11 @@ from lmq.cli.session import Session
 from lmq.errors import LmqError, NotReachable, WaitTimeout
 
 if TYPE_CHECKING:
-    from lmq import ModelView
+    from lmq import LimitView, ModelView
     from lmq.cli.port import BrokerPort
 
 URL = "tcp://127.0.0.1:7766"
+DAY_MS = 86_400_000
 ID_A = "01M811YGTS299ZZFYVR3JZ6EB6"
 ID_B = "01M811YGTS299ZZFYVR37KQ2M9"
 
@@ -64,6 +70,7 @@ class FakeJob:
     id: str
     broker: FakeBroker
     task_type: str = "chat"
+    given_priority: int | None = None
 
     def status(self) -> JobStatus:
         return next(job for job in self.broker.found if job.id == self.id)
@@ -129,6 +136,13 @@ class FakeBroker:
     all_queues: list[QueueView] = field(default_factory=list)
     all_workers: list[WorkerView] = field(default_factory=list)
     all_models: list[ModelView] = field(default_factory=list)
+    all_aliases: list[Alias] = field(default_factory=list)
+    all_defaults: list[DefaultModel] = field(default_factory=list)
+    changes: bool = True
+    """What an alias, a default or an order is answered with."""
+    all_limits: list[LimitView] = field(default_factory=list)
+    sums: list[UsageRow] = field(default_factory=list)
+    total: UsageRow = field(default_factory=UsageRow)
     outcomes: list[Outcome] = field(default_factory=list)
     text: list[Piece | Restart | BaseException] = field(default_factory=list)
     outcome: object = None
@@ -138,6 +152,11 @@ class FakeBroker:
     ticks: int = 0
     did: list[tuple[Any, ...]] = field(default_factory=list)
     is_closed: bool = False
+    all_users: Users = field(
+        default_factory=lambda: Users(request_id=1, policy="blfq", has_shares=True, users=[], bands=[])
+    )
+    ceiling: int | None = None
+    """What jobs are given that ask for more."""
     refusal: LmqError | None = None
     """What a submit is answered with."""
 
@@ -158,13 +177,13 @@ class FakeBroker:
         self.did.append(("submit_many", drafts, atomic))
         if self.refusal:
             raise self.refusal
-        return [FakeJob(draft.id, self) for draft in drafts]
+        return [FakeJob(draft.id, self, given_priority=self.ceiling) for draft in drafts]
 
     def _submitted(self, kind: str, what: object, options: dict[str, Any]) -> FakeJob:
         self.did.append((kind, what, options))
         if self.refusal:
             raise self.refusal
-        return FakeJob(ID_A, self)
+        return FakeJob(ID_A, self, given_priority=self.ceiling)
 
     def job(self, job_id: str) -> FakeJob:
         return FakeJob(job_id, self)
@@ -218,8 +237,70 @@ class FakeBroker:
     def models(self) -> list[ModelView]:
         return self.all_models
 
+    def aliases(self) -> list[Alias]:
+        return self.all_aliases
+
+    def default_models(self) -> list[DefaultModel]:
+        return self.all_defaults
+
+    def _steered(self, *what: Any) -> bool:
+        self.did.append(what)
+        if self.refusal:
+            raise self.refusal
+        return self.changes
+
+    def set_alias(self, name: str, models: Sequence[str], *, reset: bool = False) -> bool:
+        return self._steered("alias", name, list(models), reset)
+
+    def set_default_model(self, task_type: str, model: str, *, reset: bool = False) -> bool:
+        return self._steered("default", task_type, model, reset)
+
+    def load_model(self, model: str, worker: str) -> bool:
+        return self._steered("load", model, worker)
+
+    def unload_model(self, model: str, worker: str = "") -> bool:
+        return self._steered("unload", model, worker)
+
+    def pin_model(self, model: str, worker: str, *, for_s: float | None = None) -> bool:
+        return self._steered("pin", model, worker, for_s)
+
+    def unpin_model(self, model: str, worker: str = "") -> bool:
+        return self._steered("unpin", model, worker)
+
+    def limits(self) -> list[LimitView]:
+        return self.all_limits
+
+    def set_limit(self, of: str, value: float, **what: Any) -> bool:
+        self.did.append(("set_limit", {"of": of, "value": value, **what}))
+        return True
+
+    def reset_limits(self, name: str = "") -> bool:
+        self.did.append(("reset_limits", {"name": name}))
+        return True
+
+    def users(self) -> Users:
+        return self.all_users
+
+    def set_user(self, user: str, **what: Any) -> bool:
+        self.did.append(("set_user", user, what))
+        return True
+
+    def reset_user(self, user: str) -> bool:
+        self.did.append(("reset_user", user))
+        return False
+
     def health(self) -> HealthReply:
         return health()
+
+    def usage(self, **wish: Any) -> UsageReply:
+        self.did.append(("usage", wish))
+        return UsageReply(
+            request_id=1, since_ms=20_780 * DAY_MS, until_ms=20_782 * DAY_MS, rows=self.sums, total=self.total
+        )
+
+    def metrics(self, *, users: bool = False) -> str:
+        self.did.append(("metrics", users))
+        return "lmq_sessions 1\n"
 
     def backup(self, path: str) -> Any:
         from lmq_proto.messages import BackupDone

@@ -110,6 +110,11 @@ def test_parallel_is_one() -> None:
     assert (found.level, found.cure) == ("advice", "on box: lms load qwen3-8b --parallel 4")
 
 
+def test_one_job_at_a_time_for_another_reason_is_not_cured_by_loading_it_again() -> None:
+    assert wrong(replace(WELL, workers=[loaded(slots=1, limit_by="errors")])) == []
+    only(replace(WELL, workers=[loaded(slots=1, limit_by="slots")]))
+
+
 def test_a_note_that_says_the_same_is_not_told_twice() -> None:
     note = "qwen3-8b runs one job at a time; type: lms load qwen3-8b --parallel 4"
     worker = a_worker(capacity=Capacity(instances=[msgspec.structs.replace(LOADED, slots=1)], notes=[note]))

@@ -31,7 +31,9 @@ MINIMAL: dict[str, list[str] | None] = {
     "restore": None, "doctor": ["--endpoint", "http://127.0.0.1:9"], "chat": ["Hello"], "embed": ["Hello"],
     "submit": ["echo", "{}"], "show": [ID_A], "why": [ID_A], "logs": [ID_A], "stream": [ID_A], "result": [ID_A],
     "wait": [ID_A], "cancel": [ID_A], "retry": [ID_A], "delete": [ID_A], "update": [ID_A, "--priority", "8"],
-    "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"],
+    "backup": ["x.sqlite3"], "pause": ["x"], "resume": ["x"], "drain": ["x"], "set": ["running", "2"],
+    "reset": ["running"],
+    "load": ["x", "--on", "w"], "unload": ["x"], "pin": ["x", "--on", "w"], "unpin": ["x"], "unalias": ["x"],
 }  # fmt: skip
 
 
@@ -62,6 +64,8 @@ def test_the_table_says_of_each_command_what_its_own_help_begins_with(name: str)
 def needed_words(words: tuple[str, ...]) -> list[str] | None:
     if words[0] in ("config", "systemd"):
         return None
+    if words == ("users", "set"):
+        return ["x", "--weight", "2"]
     return ["x"] if words[-1] == "show" and len(words) == 2 else MINIMAL.get(words[-1], [])
 
 

@@ -6,11 +6,13 @@ import click
 import pytest
 from hypothesis import given, strategies as st
 
-from lmq import ErrorInfo, Reason, Why
-from lmq.cli import humane, tables
+from lmq import ErrorInfo, InstanceInfo, Reason, Why, WorkerView
+from lmq.cli import humane, show, tables, workers
 from lmq.cli.eventlines import event_line
 from lmq.cli.why import why_lines
-from unit.cli.fakes import ID_A, a_job, an_event
+from lmq_proto.messages import Capacity
+from lmq_worker.concurrency import LimitedBy
+from unit.cli.fakes import ID_A, ID_B, a_job, an_event
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,32 @@ def test_columns_stay_aligned_beside_wide_letters() -> None:
     ][1:] == [6, 6]
 
 
+@pytest.mark.parametrize("limit_by", [*LimitedBy, "something new", ""])
+def test_it_is_said_what_bounds_the_jobs_at_once(limit_by: str) -> None:
+    instance = InstanceInfo(instance_id="q", model="qwen3-8b", slots=12, limit_by=limit_by)
+    worker = WorkerView(
+        name="gpu-1", endpoint="http://gpu-1:1234", backend="openai", host="gpu-1", state="up",
+        capacity=Capacity(instances=[instance]),
+    )  # fmt: skip
+    why = f" ({workers.LIMITS.get(limit_by, limit_by)})" if limit_by else ""
+    assert ("loaded", f"qwen3-8b (llm), 12 at once{why}") in workers.facts(worker)
+    held_back = limit_by in ("errors", "guard")
+    assert workers.note_of(worker) == (f"only 12 at once: {workers.LIMITS[limit_by]}" if held_back else "")
+
+
+def test_each_reason_of_a_limit_has_its_words() -> None:
+    assert set(workers.LIMITS) == set(LimitedBy)
+
+
+def test_a_job_is_shown_with_its_parents_and_its_own_priority() -> None:
+    shown = dict(show.facts(a_job(state="blocked", parents=[ID_A, ID_B], waits_for=[ID_B])))
+    assert shown["parents"] == "JZ6EB6, 7KQ2M9; waits for 7KQ2M9"
+    assert shown["queue"] == "default, priority 5"
+    assert "parents" not in dict(show.facts(a_job()))
+    lifted = dict(show.facts(a_job(priority=8, own_priority=5)))["queue"]
+    assert lifted == "default, priority 8 (its own is 5, a job that waits for it has more)"
+
+
 def test_where_a_job_is() -> None:
     assert humane.where(a_job(ahead=2, starts_in_s=(20.0, 50.0))) == "2 ahead, starts in 20-50 s"
     assert humane.where(a_job(ahead=0)) == "next"
@@ -82,6 +110,7 @@ def test_where_a_job_is() -> None:
     assert humane.where(running) == "reading, done in 10-35 s"
     loading = a_job(state="leased", phase="loading", progress=0.45)
     assert humane.where(loading) == "loading 45%"
+    assert humane.where(a_job(state="blocked", waits_for=[ID_A, ID_B])) == "waits for 2 jobs"
     done = a_job(state="done", started_at_ms=1_000, finished_at_ms=13_000, attempt=2)
     assert humane.where(done) == "took 12 s, attempt 2"
     assert humane.where(a_job(state="dead", error=ErrorInfo("x", "no\x1b[2J room"))) == "no[2J room"

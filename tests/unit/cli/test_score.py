@@ -10,7 +10,6 @@ import pytest
 from lmq.cli.children import Child, Children
 from lmq.cli.demo.score import Score
 from lmq.cli.errors import Failure
-from lmq.cli.top import Rate
 from unit.cli.fakes import ID_A, ID_B, an_event
 
 
@@ -36,13 +35,6 @@ def test_an_event_that_comes_twice_is_noticed() -> None:
     for seq in (1, 2, 2):
         score.take(an_event(seq, "worker_up"))
     assert score.gaps == 1
-
-
-def test_a_rate_begins_anew_with_the_broker() -> None:
-    rate = Rate()
-    assert rate.add(0.0, 0) is None
-    assert rate.add(30.0, 15) == pytest.approx(30.0)
-    assert rate.add(31.0, 0) is None
 
 
 def python(program: str) -> list[str]:

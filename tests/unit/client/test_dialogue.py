@@ -346,6 +346,24 @@ def test_an_end_reaches_all_who_follow_and_its_credit_goes_back() -> None:
     assert dialogue.received(messages.Finished(jobs=[end]), b"r" * 1000, NOW_MS) == []
 
 
+def test_a_refused_submit_leaves_the_end_of_a_job_that_was_there_before_to_those_who_wait_for_it() -> None:
+    dialogue = an_up_dialogue()
+    dialogue.begin_follow([("before", JOB)])
+    dialogue.tick(NOW_MS)
+    dialogue.begin_batch("again", [a_spec(), a_spec(OTHER)], [b"x", b"y"], atomic=True, follows=["f", "g"])
+    (submit,) = sends(dialogue.tick(NOW_MS))
+    assert isinstance(submit, messages.Submit)
+    error = errors.NotFound("parent", "x").info()
+    outcomes = [messages.Outcome(job_id=each, outcome="refused", error=error) for each in (JOB, OTHER)]
+    dialogue.received(messages.Submitted(request_id=submit.request_id, outcomes=outcomes), b"", NOW_MS)
+    assert [each.job_ids for each in sends(dialogue.tick(NOW_MS)) if isinstance(each, messages.Follow)] == [
+        [JOB]
+    ]
+    end = messages.JobEnd(job_id=JOB, state="done")
+    told = dialogue.received(messages.Finished(jobs=[end]), b"", NOW_MS)
+    assert Resolve("before", (end, b"")) in told
+
+
 def test_a_follow_that_is_refused_fails() -> None:
     dialogue = an_up_dialogue()
     dialogue.begin_follow([("a", JOB)])

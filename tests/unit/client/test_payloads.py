@@ -5,14 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 import lmq
 from lmq import _payloads, results
+from lmq._sync_job import EmbedJob
 from lmq_proto import ids
 from lmq_proto.errors import BadField, ProtocolError
+from lmq_proto.messages import JobView
+
+if TYPE_CHECKING:
+    from lmq import EmbedResult, Job
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
@@ -98,6 +104,33 @@ def test_options_become_the_words_of_the_wire() -> None:
     assert spec.at_ms == int(at.timestamp() * 1000)
     assert (spec.failures, spec.parents) == (2, [parent.spec.id])
     assert lmq.draft("train").spec.priority is None
+
+
+def test_a_job_depends_on_ids_drafts_and_all_that_is_under_a_handle() -> None:
+    first, other = lmq.draft("echo"), lmq.draft("echo")
+    with lmq.Client("tcp://127.0.0.1:1") as q:
+        handle = q.job(other.id)
+        parts = [q.job(ids.to_text(bytes([n]) * 16)) for n in range(2)]
+        many = EmbedJob(q, cast("list[Job[EmbedResult]]", parts))
+        spec = lmq.draft("echo", depends_on=[first, first.id, handle, many]).spec
+    assert spec.parents == [first.spec.id, other.spec.id, bytes(16), b"\x01" * 16]
+
+
+def test_a_status_names_parents_as_people_do() -> None:
+    view = JobView(
+        id=b"\x01" * 16, number=1, user="ann", principal="ann", task_type="echo", queue="default", priority=8,
+        state="blocked", created_at_ms=1, parents=[bytes(16), b"\x02" * 16], waits_for=[bytes(16)], own_priority=5,
+    )  # fmt: skip
+    status = lmq.JobStatus.of(view)
+    assert status.parents == [ids.to_text(bytes(16)), ids.to_text(b"\x02" * 16)]
+    assert (status.waits_for, status.own_priority) == ([ids.to_text(bytes(16))], 5)
+
+
+def test_a_job_that_was_cancelled_with_its_parent_says_so() -> None:
+    told = lmq.ParentEnded("01KEJG640MM6SC7N75YR3HGA9T", "dead").info()
+    cancelled = lmq.JobCancelled("X", [told])
+    assert cancelled.message == "job X was cancelled: its parent 3HGA9T is dead"
+    assert lmq.JobCancelled("X", [lmq.ErrorInfo("cancelled", "by tom")]).message == "job X was cancelled"
 
 
 def test_an_unknown_option_is_named() -> None:

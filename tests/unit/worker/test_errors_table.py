@@ -29,6 +29,7 @@ SAID = [
      "insufficient_memory", "fail", False, "free_memory"),
     ("model_load_failed", 500, "load_failed", "fail", False, "free_memory"),
     ("model name=tiny failed to load", 500, "load_failed", "fail", False, "free_memory"),
+    ("CUDA out of memory. Tried to allocate 224.00 MiB.", 500, "out_of_memory", "fail", False, "retry"),
     ("Engine protocol predict request failed: fetch failed", 500, "engine_unreachable", "fail", False, "retry"),
     ("received prediction-error", 500, "prediction_error", "fail", False, "reload"),
     ("llama_decode returned -1", 500, "batch_too_large", "fail", False, "smaller_batch"),

@@ -202,20 +202,29 @@ def test_without_room_the_oldest_other_job_goes_and_at_last_the_job_itself(tmp_p
 def test_environment_wins_over_the_named_table_over_the_general_one(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(
-        '[worker]\npoll_s = 9\nslots = 1\nqueues = ["a"]\n[worker.gpu-1]\nslots = 2\nendpoint = "http://gpu-1:1234"\n',
+        '[worker]\npoll_s = 9\nconcurrency = 1\nqueues = ["a"]\n[worker.gpu-1]\nconcurrency = 2\nendpoint = "http://gpu-1:1234"\n',
         encoding="utf-8",
     )
     env = {"LMQ_CONFIG": str(file), "LMQ_WORKER_DRAIN_TIMEOUT_S": "7", "LMQ_URL": "tcp://a:1,tcp://b:2"}
-    config = load_config({"name": "gpu-1", "slots": None}, env)
-    assert (config.name, config.slots, config.poll_s, config.drain_timeout_s) == ("gpu-1", 2, 9.0, 7.0)
+    config = load_config({"name": "gpu-1", "concurrency": None}, env)
+    assert (config.name, config.concurrency, config.poll_s, config.drain_timeout_s) == ("gpu-1", 2, 9.0, 7.0)
     assert (config.endpoint, config.queues, config.broker) == (
         "http://gpu-1:1234",
         ["a"],
         ["tcp://a:1", "tcp://b:2"],
     )
-    assert load_config({"name": "gpu-1"}, {**env, "LMQ_WORKER_SLOTS": "3"}).slots == 3
-    assert load_config({"name": "gpu-1", "slots": 4}, {**env, "LMQ_WORKER_SLOTS": "3"}).slots == 4
-    assert load_config({"name": "other"}, env).slots == 1
+    assert load_config({"name": "gpu-1"}, {**env, "LMQ_WORKER_CONCURRENCY": "3"}).concurrency == 3
+    assert load_config({"name": "gpu-1"}, {**env, "LMQ_WORKER_CONCURRENCY": "auto"}).pinned == 0
+    said = {"name": "gpu-1", "concurrency": 4}
+    assert load_config(said, {**env, "LMQ_WORKER_CONCURRENCY": "3"}).pinned == 4
+    assert load_config({"name": "other"}, env).pinned == 1
+
+
+def test_slots_is_another_name_of_concurrency(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[worker]\nslots = 2\n", encoding="utf-8")
+    assert load_config({}, {"LMQ_CONFIG": str(file)}).concurrency == 2
+    assert load_config({}, {"LMQ_CONFIG": str(file), "LMQ_WORKER_SLOTS": "3"}).concurrency == 3
 
 
 @pytest.mark.parametrize(
@@ -223,6 +232,10 @@ def test_environment_wins_over_the_named_table_over_the_general_one(tmp_path: Pa
     [
         ("[worker]\nslotz = 1\n", {}, "slotz"),
         ('[worker]\nslots = "many"\n', {}, "slots"),
+        ('[worker]\nconcurrency = "many"\n', {}, "concurrency"),
+        ("", {"LMQ_WORKER_CONCURRENCY": "0"}, "concurrency"),
+        ("", {"LMQ_WORKER_CONCURRENCY_MAX": "5000"}, "concurrency_max"),
+        ("", {"LMQ_WORKER_TOKEN_GAP_MAX_S": "0"}, "token_gap_max_s"),
         ("[worker", {}, "config"),
         ("worker = 7\n", {}, "worker"),
         ("", {"LMQ_WORKER_EMBED_SLICE": "0"}, "embed_slice"),
@@ -505,4 +518,4 @@ def test_servers_tell_their_models_and_slots_in_their_own_ways() -> None:
     assert model_names({"object": "list", "data": None}) == []
     assert model_names({"error": "x"}) is None
     assert read_props({"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}}) == (4, 2048)
-    assert read_props({}) == (1, 0)
+    assert read_props({}) == (0, 0)

@@ -34,7 +34,7 @@ class EchoBackend:
     discover_every_s = 3600.0
 
     def __init__(self, config: WorkerConfig, spool: Spool) -> None:
-        self._slots = config.slots or config.echo_slots
+        self._slots = config.pinned or config.echo_slots
         self._may_crash = config.echo_may_crash
         self.task_types = ["echo"]
         self.wake = asyncio.Event()

@@ -15,12 +15,14 @@ import msgspec
 from lmq_proto.messages import Breaker, Capacity
 from lmq_worker.attempt import Outcome
 from lmq_worker.backends.breaker import EndpointBreaker
-from lmq_worker.backends.errors_table import HOLD_ENDPOINT
+from lmq_worker.backends.errors_table import HOLD_ENDPOINT, OVERLOADED
 from lmq_worker.backends.http import Endpoint
 from lmq_worker.failures import AttemptFailed, BadPayload, InstanceGone, StreamCut, Verdict
 from lmq_worker.host import HostWatch
+from lmq_worker.limits import Limits
+from lmq_worker.prompts import longer_than_told
 from lmq_worker.slices import SliceStore
-from lmq_worker.tasks import TASKS
+from lmq_worker.tasks import STREAMED, TASKS
 from lmq_worker.tasks.base import Engine
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lmq_worker.attempt import Attempt
     from lmq_worker.backends.base import Report
     from lmq_worker.config import WorkerConfig
+    from lmq_worker.limits import Watch
     from lmq_worker.spool import Spool
     from lmq_worker.tasks.base import Task
 
@@ -67,16 +70,18 @@ class _Usage:
 
 
 class _HeardReport:
-    """Passes reports on and remembers whether the server has begun to answer."""
+    """Passes reports on, remembers whether the server has begun to answer, and tells how fast it writes."""
 
-    __slots__ = ("_report", "answered")
+    __slots__ = ("_report", "_watch", "answered")
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, watch: Watch | None) -> None:
+        self._report, self._watch = report, watch
         self.answered = False
 
     def text(self, channel: str, text: str) -> None:
         self.answered = True
+        if self._watch is not None and channel != "end":
+            self._watch.piece(time.monotonic())
         self._report.text(channel, text)
 
     def phase(
@@ -95,6 +100,8 @@ class EngineBackend(ABC):
     """A backend for one HTTP endpoint. What a product does its own way is in the subclass."""
 
     name: str
+    shares_cache = False
+    """Whether the jobs of an instance share its context."""
 
     def __init__(self, config: WorkerConfig, spool: Spool) -> None:
         self.config = config
@@ -107,6 +114,7 @@ class EngineBackend(ABC):
         self._usage: dict[str, _Usage] = {}
         self._host = HostWatch(config.endpoint)
         self._capacity = Capacity()
+        self._limits = Limits(config, shares_cache=self.shares_cache, changed=self.wake.set)
         self._breaker = EndpointBreaker(
             failures=config.breaker_failures,
             probe_s=config.breaker_probe_s,
@@ -167,10 +175,11 @@ class EngineBackend(ABC):
                 reason=self._breaker.reason,
                 probe_at_ms=int((wall_s - now_s + self._breaker.probe_at_s) * 1000),
             )
+        capacity = self._limits.bounded(self._capacity, time.monotonic())
         return msgspec.structs.replace(
-            self._capacity,
+            capacity,
             breaker=breaker,
-            slots=0 if breaker is not None else self._capacity.slots,
+            slots=0 if breaker is not None else capacity.slots,
             host=self._host.load(time.monotonic()),
         )
 
@@ -203,7 +212,7 @@ class EngineBackend(ABC):
     # --- running ---
 
     def immediate(self, attempt: Attempt) -> Outcome | None:
-        return None
+        return longer_than_told(attempt)
 
     def merges(self, attempts: Sequence[Attempt]) -> bool:
         types = {attempt.lease.task_type for attempt in attempts}
@@ -235,17 +244,24 @@ class EngineBackend(ABC):
         started_s = time.monotonic()
         usage = self._usage.setdefault(lease.instance_id, _Usage())
         usage.running += 1
-        heard = _HeardReport(report)
+        watch = self._limits.watch(lease.instance_id, started_s) if lease.task_type in STREAMED else None
+        heard = _HeardReport(report, watch)
+        overloaded, tokens = False, 0
         try:
             outcomes = await self._in_slot(attempts, usage, heard, work)
             self._breaker.succeeded()
+            tokens = sum(one.prompt_tokens + one.output_tokens for one in outcomes if one.prompt_tokens)
         except AttemptFailed as failure:
             verdict = await self._judged(failure, attempts, usage, started_s)
             self._count(verdict)
             outcomes = [verdict.outcome()] * len(attempts)
+            overloaded = verdict.verdict.code in OVERLOADED
         finally:
             usage.running -= 1
-        engine_ms = int((time.monotonic() - started_s) * 1000)
+            if watch is not None:
+                watch.over(time.monotonic(), overloaded=overloaded, tokens=tokens)
+        # Those that ride together share the time that their request took.
+        engine_ms = int((time.monotonic() - started_s) * 1000 / len(attempts))
         return [replace(one, engine_ms=engine_ms, model=one.model or lease.instance_id) for one in outcomes]
 
     async def _in_slot(

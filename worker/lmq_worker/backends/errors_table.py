@@ -49,6 +49,7 @@ ROWS: tuple[Row, ...] = (
     _row("R", "load_failed", "model_load_failed", action="free_memory"),
     # llama.cpp's router, which names the model and never says why.
     _row("R", "load_failed", "model name=", "failed to load", action="free_memory"),
+    _row("T", "out_of_memory", "out of memory"),
     _row("T", "engine_unreachable", "engine protocol predict request failed: fetch failed"),
     _row("R", "prediction_error", "received prediction-error", action="reload"),
     _row("R", "batch_too_large", "llama_decode returned -1", action="smaller_batch"),
@@ -114,6 +115,12 @@ _BY_STATUS = {
 }
 _UNKNOWN = Verdict("server_error")
 _INVALID = Verdict("bad_request", permanent=True, action="none")
+
+# Codes of what happens when an endpoint has more to do than it can bear.
+OVERLOADED = frozenset({
+    "chunk_timeout", "endpoint_busy", "engine_crashed", "engine_unreachable", "first_byte_timeout",
+    "insufficient_memory", "kv_overflow", "out_of_memory", "prediction_error", "stream_cut",
+})  # fmt: skip
 
 # Actions after which the whole endpoint is held back, not only the job.
 HOLD_ENDPOINT = frozenset({"pause"})

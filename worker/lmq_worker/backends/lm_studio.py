@@ -48,11 +48,16 @@ class LmStudioBackend(EngineBackend):
     """One LM Studio server, of any version."""
 
     name = "lm_studio"
+    # Unless it was loaded otherwise, which it does not say.
+    shares_cache = True
 
     def __init__(self, config: WorkerConfig, spool: Spool) -> None:
         super().__init__(config, spool)
         self._ours = spool.own_instances()
+        # Instance -> the name it was loaded by, which may be a variant that the list of models does not tell.
+        self._loaded_as: dict[str, str] = {}
         self._loading = 0
+        self._loads = 0
         # Models whose load failed without a reason, and was called a lack of memory once.
         self._short_of_memory: set[str] = set()
         self._native = False
@@ -71,7 +76,7 @@ class LmStudioBackend(EngineBackend):
         return msgspec.structs.replace(capacity, notes=[*capacity.notes, *self._network_notes])
 
     async def _models(self) -> Capacity:
-        self._native = False
+        loads = self._loads
         for path, read in (("/api/v1/models", self._read_v1), ("/api/v0/models", self._read_v0)):
             try:
                 capacity = read(await self.endpoint.get(path))
@@ -80,10 +85,22 @@ class LmStudioBackend(EngineBackend):
                     raise
                 continue
             if capacity is not None:
+                # Only now: a load that comes during a look is not to be refused.
+                self._native = read == self._read_v1
+                # An answer that was on its way while a load ended does not know of it yet.
+                if self._native and not self._loading and loads == self._loads:
+                    self._forget_others(capacity.instances)
                 return capacity
+        self._native = False
         capacity = self._read_openai(await self.endpoint.get("/v1/models"))
         note = TOO_OLD if await greets(self.endpoint) else NOT_LM_STUDIO
         return msgspec.structs.replace(capacity, notes=[note])
+
+    def _forget_others(self, instances: list[InstanceInfo]) -> None:
+        """Drop what is known of instances that are no more."""
+        loaded = {instance.instance_id for instance in instances}
+        self._loaded_as = {name: model for name, model in self._loaded_as.items() if name in loaded}
+        self._keep_ours(self._ours & loaded)
 
     def answers_to(self, instance: InstanceInfo) -> frozenset[str]:
         if instance.kind == "embedding":
@@ -96,16 +113,12 @@ class LmStudioBackend(EngineBackend):
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
             return None
-        self._native = True
         instances: list[InstanceInfo] = []
         catalog: list[CatalogModel] = []
         for model in models:
             if isinstance(model, dict) and model.get("key"):
                 instances += self._v1_instances(model)
                 catalog.append(_v1_catalog(model))
-        gone = self._ours - {instance.instance_id for instance in instances}
-        if gone and not self._loading:
-            self._keep_ours(self._ours - gone)
         return Capacity(
             instances=instances,
             catalog=catalog,
@@ -122,7 +135,7 @@ class LmStudioBackend(EngineBackend):
         for loaded in _dicts(model.get("loaded_instances")):
             config = loaded["config"] if isinstance(loaded.get("config"), dict) else {}
             instance_id = str(loaded.get("id") or key)
-            names = [str(selected)] if selected else []
+            names = [str(name) for name in (selected, self._loaded_as.get(instance_id)) if name]
             found.append(
                 InstanceInfo(
                     instance_id=instance_id,
@@ -130,6 +143,7 @@ class LmStudioBackend(EngineBackend):
                     kind="embedding" if embedder else "llm",
                     slots=1 if embedder else self._slots(config.get("parallel")),
                     context_tokens=_count(config.get("context_length")),
+                    budget_tokens=_count(config.get("context_length")) if not embedder else 0,
                     ours=instance_id in self._ours,
                     variants=[name for name in names if name != key],
                 )
@@ -138,7 +152,7 @@ class LmStudioBackend(EngineBackend):
 
     def _slots(self, parallel: Any) -> int:
         slots = _count(parallel) or DEFAULT_PARALLEL
-        return min(slots, self.config.slots) if self.config.slots else slots
+        return min(slots, self.config.pinned) if self.config.pinned else slots
 
     def _read_v0(self, answer: Any) -> Capacity | None:
         """Read the list of 0.3.6 and later; these run one prediction at a time and queue the others unseen."""
@@ -157,7 +171,7 @@ class LmStudioBackend(EngineBackend):
             )
             if model.get("state") == "loaded":
                 context = _count(model.get("loaded_context_length"))
-                slots = 1 if kind == "embedding" else max(self.config.slots, 1)
+                slots = 1 if kind == "embedding" else self.config.pinned or 1
                 instances.append(
                     InstanceInfo(instance_id=key, model=key, kind=kind, slots=slots, context_tokens=context)
                 )
@@ -175,11 +189,11 @@ class LmStudioBackend(EngineBackend):
                 instance_id=name,
                 model=name,
                 kind="embedding" if is_embedder(name) else "llm",
-                slots=max(self.config.slots, 1),
+                slots=self.config.pinned or 1,
             )
             for name in names
         ]
-        return Capacity(instances=instances, slots=max(self.config.slots, 1))
+        return Capacity(instances=instances, slots=self.config.pinned or 1)
 
     # --- loading ---
 
@@ -201,12 +215,14 @@ class LmStudioBackend(EngineBackend):
             instance_id = answer.get("instance_id") if isinstance(answer, dict) else None
             if not instance_id:
                 raise ServerError("the server did not say which instance it loaded")
+            self._loaded_as[str(instance_id)] = model
             self._keep_ours(self._ours | {str(instance_id)})
             self._short_of_memory.discard(model)
         except AttemptFailed as failure:
             return self._load_failure(model, failure).info()
         finally:
             self._loading -= 1
+            self._loads += 1
         return None
 
     async def unload(self, instance_id: str) -> ErrorInfo | None:

@@ -21,7 +21,7 @@ _NOT_RUNNING = frozenset({"unloaded", "downloading", "downloaded"})
 
 
 class OpenAIBackend(EngineBackend):
-    """Models as `/v1/models` lists them, slots by setting or as llama.cpp tells them."""
+    """Models as `/v1/models` lists them, slots as set, as llama.cpp tells them, or as they are found."""
 
     name = "openai"
 
@@ -42,7 +42,7 @@ class OpenAIBackend(EngineBackend):
             # A router that starts no engine by itself refuses what is not running.
             names = [name for name in names if name not in self._stopped]
         slots, context_tokens = read_props(props)
-        slots = self.config.slots or slots
+        slots = self.config.pinned or slots
         instances = [
             InstanceInfo(
                 instance_id=name,
@@ -105,12 +105,12 @@ def stopped_models(answer: Any) -> frozenset[str]:
 
 
 def read_props(props: dict[str, Any]) -> tuple[int, int]:
-    """Return (slots, context tokens) of llama.cpp's /props; (1, 0) where they are not said."""
+    """Return (slots, context tokens) of llama.cpp's /props; 0 for what is not said."""
     slots = props.get("total_slots")
     settings = props.get("default_generation_settings")
     context = settings.get("n_ctx") if isinstance(settings, dict) else None
     return (
-        slots if isinstance(slots, int) and slots > 0 else 1,
+        slots if isinstance(slots, int) and slots > 0 else 0,
         context if isinstance(context, int) and context > 0 else 0,
     )
 

@@ -11,3 +11,6 @@ TASKS: dict[str, Task] = {
     "embed": EmbedTask(),
     "bulk_embed": BulkEmbedTask(),
 }
+
+STREAMED = frozenset({"chat", "complete"})
+"""Task types whose text comes piece by piece."""

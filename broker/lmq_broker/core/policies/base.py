@@ -8,9 +8,15 @@ import msgspec
 if TYPE_CHECKING:
     from lmq_broker.core.policies.crowd import Crowd
     from lmq_broker.core.policies.foreseen import Parts
+    from lmq_broker.core.policies.lanes import BandShare, Share
     from lmq_broker.core.policies.places import LaneKey
-    from lmq_broker.core.state import Instance, Job, Lease, Worker
+    from lmq_broker.core.state import Instance, Job, Lease, OrderKey, Worker
     from lmq_broker.core.stimuli import Now
+    from lmq_proto.messages import Order
+
+
+FlowKey = tuple[str, int, str]
+"""(pool, index of the band, user)."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -25,13 +31,23 @@ class Load(msgspec.Struct, frozen=True):
 
     worker: "Worker"
     model: str
+    user: str = ""
+    """Whose job it is for, or who ordered it."""
+    since_ms: int = 0
+    """Monotonic time since which room was made for it; 0: there was room."""
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """Have this worker unload this instance, which lmq loaded and nothing runs on."""
+    """Have this worker unload this instance, on which nothing runs."""
 
     worker: "Worker"
     instance: "Instance"
+    user: str = ""
+    """Whose job it makes room for, or who ordered it."""
+    since_ms: int = 0
+    """Monotonic time since which it was drained."""
+    is_ordered: bool = False
+    """A person wants it gone, whoever loaded it; without that it is one that lmq loaded."""
 
 
 class WakeAt(msgspec.Struct, frozen=True):
@@ -71,7 +87,11 @@ class Fleet(msgspec.Struct, frozen=True):
     held_queues: Mapping[str, object]
     held_workers: Mapping[str, object]
     version: int
-    """Another number whenever who can run what has changed."""
+    """Another number whenever who can run what has changed, or what is ordered, or what an alias stands for."""
+    aliases: Mapping[str, tuple[str, ...]] = {}
+    """Normal form of a name -> the models it stands for."""
+    orders: "Mapping[OrderKey, Order]" = {}
+    """What people want loaded, unloaded or kept where, in the order it was said."""
 
 
 class Policy(Protocol):
@@ -118,3 +138,19 @@ class Policy(Protocol):
 
     def waiting_for(self, model: str) -> int:
         """Return how many ready jobs name this model (normal form)."""
+
+    def weigh(self, user: str, weight: float) -> None:
+        """A user has another weight from now on."""
+
+    def shares(self, *, idle: bool = True) -> "list[Share]":
+        """Return how users stand; without `idle`, those only who wait or run."""
+
+    def bands(self) -> "list[BandShare]":
+        """Return how the bands of each pool stand, from the strictest on."""
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether users have shares; no: jobs go by priority and arrival, whoever asked."""
+
+    def charged(self) -> dict[FlowKey, float]:
+        """Return what users have received since this was last asked, in milliseconds of engine time."""

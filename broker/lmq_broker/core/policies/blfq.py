@@ -7,47 +7,79 @@ within a budget of service and of time, and never further than a hard lead. A mo
 One decision looks at the head of each lane (jobs that can run in the same places) of each band, never at single jobs.
 """
 
-from collections.abc import Iterator
+from bisect import insort
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush, nsmallest
 
 import msgspec
 
+from lmq_broker.core.limits import RATES, Bucket, Limits
 from lmq_broker.core.models import names_of
 from lmq_broker.core.policies.arrivals import Arrivals
-from lmq_broker.core.policies.base import Decision, Fleet, Spent, Start, WakeAt, sooner
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Spent, Start, WakeAt, sooner
 from lmq_broker.core.policies.costs import Costs, prompt_cost, prompt_tokens
 from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.engines import Engines, Run, RunKey
 from lmq_broker.core.policies.foreseen import Parts
-from lmq_broker.core.policies.lanes import LLM_POOL, Head, Lane, Pool, Share, band_of, pool_name, standing_of
-from lmq_broker.core.policies.ledger import EVERYBODY, Band, Flow
-from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.lanes import (
+    LLM_POOL,
+    BandShare,
+    Head,
+    Lane,
+    Pool,
+    Share,
+    band_of,
+    pool_name,
+    pool_name_of,
+    standing_of,
+)
+from lmq_broker.core.policies.ledger import Band, Flow
+from lmq_broker.core.policies.lines import JobLine, Line
 from lmq_broker.core.policies.places import LaneKey, Places, is_open, lane_of, room
 from lmq_broker.core.policies.placing import Placing
-from lmq_broker.core.settings import ENGINE_TASKS, Settings
+from lmq_broker.core.policies.pooled import PooledLine, pool as pool_users
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, POOLED, Settings
 from lmq_broker.core.state import Instance, Job, Lease, Worker
 from lmq_broker.core.stimuli import Now
+from lmq_proto.bounds import BODY_BYTES
 
 _SEPARATOR = "\t"
 """In the names of what is kept of the ledger: (pool, band, user), none of which may hold it."""
+_SAMPLE = 4
+"""Of so many jobs of a lane one is priced when it is queued."""
+_MERGE_JOBS = 64
+_MERGE_TOKENS = 16_384
+"""That ride in one request at most; embedding servers are bounded by tokens."""
+_SESSIONS = 10_000
+"""Sessions of which the last endpoint is remembered; the one noted first goes."""
 
 
 class Blfq:
     """The fair policy."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings = settings
+        self._weights = dict(settings.weights)
+        self._limits = limits
+        self._limits_version = limits.version
         self._pools: dict[str, Pool] = {}
+        self._in_use: dict[str, Pool] = {}
+        """Those of which jobs are ready: a decision looks at no others."""
         self._homes: dict[int, JobLine] = {}
         self._places: dict[LaneKey, Places] = {}
         self._runs: dict[RunKey, Run] = {}
         self._engines = Engines()
-        self._costs = Costs(settings.rates)
-        self._placing = Placing(settings, self._costs, self._engines)
+        self._costs = Costs(settings.rates, settings.task_defaults)
+        self._placing = Placing(settings, self._costs, self._engines, limits)
         self._arrivals = Arrivals()
         self._band_of = [band_of(priority, settings) for priority in range(10)]
         self._fleet_version = -1
         self._may_load = False
+        self._instances: list[Instance] = []
+        """All of the present fleet."""
         self._now_ms = 0
+        self._uses: dict[str, int] = {}
+        """Resource -> own tasks that hold it."""
 
     @property
     def widest_lead(self) -> float:
@@ -67,33 +99,48 @@ class Blfq:
             places = self._places.get(key)
             if places is None:
                 places = self._places[key] = Places(key)
-            lane = pool.lanes[index][key] = Lane(key, places)
+            lane = pool.lanes[index][key] = Lane(key, places, shares=self._settings.shares)
+            self._in_use[pool.name] = pool
         line = flow.lines.get(key)
-        if line is None:
-            line = flow.lines[key] = JobLine(key, self._homes)
         band.enter(flow)
+        if line is None:
+            if flow.held:
+                band.return_(flow)
+            line = flow.lines[key] = self._line(flow, key)
         line.add(job)
         lane.jobs += 1
-        cost = self._costs.predict(job, _first(job.models))
-        lane.mean_cost += (cost - lane.mean_cost) * (0.1 if lane.mean_cost else 1.0)
-        lane.standing.put(flow)
-        self._arrivals.note((pool_name(job), index, flow.user), key, cost, now.mono_ms)
+        if not lane.mean_cost or lane.jobs % _SAMPLE == 0:
+            cost = self._costs.predict(job, _first(job.models))
+            lane.mean_cost += (cost - lane.mean_cost) * (0.3 if lane.mean_cost else 1.0)
+        self._arrivals.note((pool.name, index, flow.user), key, lane.mean_cost, now.mono_ms)
+        if flow not in lane.parked:
+            lane.standing.put(flow)
+        elif isinstance(line, PooledLine) and not line.is_held:
+            # A user has come whom the limit does not hold.
+            self._unpark([(lane, flow)])
 
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
         pool, index = self._pool(job), self._band_of[job.priority]
-        flow = pool.bands[index].flows[job.user if self._settings.shares else EVERYBODY]
-        line = self._homes[job.number]
+        flow = pool.bands[index].flows[self._name(job.user)]
+        line = flow.lines[self._homes[job.number].key]
         line.remove(job)
         lane = pool.lanes[index][line.key]
         lane.jobs -= 1
         if not line.size:
             del flow.lines[line.key]
             lane.standing.drop(flow)
+            if flow in lane.parked:
+                del lane.parked[flow]
+                flow.parked -= 1
+            if flow.held:
+                pool.bands[index].rest(flow)
         if not lane.jobs:
             del pool.lanes[index][line.key]
-            if not any(line.key in lanes for each in self._pools.values() for lanes in each.lanes):
+            if not any(line.key in lanes for lanes in pool.lanes):
                 del self._places[line.key]
+            if not any(pool.lanes):
+                del self._in_use[pool.name]
         pool.bands[index].leave(flow)
 
     def started(self, lease: Lease, instance: Instance, now: Now) -> None:
@@ -119,32 +166,34 @@ class Blfq:
             return
         job = lease.job
         share_ms = self._engines.leave(key, run, now.mono_ms)
-        tokens = spent.prompt_tokens or spent.output_tokens
+        tokens = spent.prompt_tokens + spent.output_tokens
+        for resource in run.uses:
+            self._uses[resource] -= 1
+            if not self._uses[resource]:
+                del self._uses[resource]
+        self._unpark(self._limits.end(key, 0.0 if spent.innocent else tokens or run.tokens))
         if spent.innocent:
             actual = 0.0
-        elif tokens:
+        elif tokens and job.task_type in ENGINE_TASKS:
             counted = spent.prompt_tokens
             actual = prompt_cost(counted, run.rates) if counted else run.prompt_cost
             actual += spent.output_tokens * run.rates.output_ms
         elif job.task_type not in ENGINE_TASKS:
-            actual = float(spent.engine_ms)
+            actual = float(spent.engine_ms or max(0, now.mono_ms - lease.granted_ms))
         else:
             actual = max(run.received, run.prompt_cost) if spent.complete else run.received
         if spent.complete:
-            if spent.output_tokens:
+            if job.task_type not in ENGINE_TASKS:
+                self._costs.learn_length(job, job.model, int(actual))
+            elif spent.output_tokens:
                 self._costs.learn_length(job, job.model, spent.output_tokens)
-            elif job.task_type not in ENGINE_TASKS:
-                self._costs.learn_length(job, job.model, spent.engine_ms)
-            elif not tokens and share_ms > 0:
-                self._costs.learn_untold(job, job.model, share_ms)
             if share_ms > 0 and tokens and job.model:
                 self._costs.learn_rate(
                     job.model, lease.worker, spent.prompt_tokens, spent.output_tokens, share_ms, now.mono_ms
                 )
         pool = self._pools[run.pool]
         pool.bands[run.band].end(run.flow, actual, run.received, run.left)
-        for lane_key in run.flow.lines:
-            pool.lanes[run.band][lane_key].standing.put(run.flow)
+        self._put_again(run.flow, pool.lanes[run.band])
 
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Learn what loads cost and what memory holds."""
@@ -164,9 +213,9 @@ class Blfq:
         """Bring the ledger back; what it says of bands that are no more is dropped."""
         for key, value in kept.items():
             name, index, user = key.split(_SEPARATOR)
-            pool = self._pools.setdefault(name, Pool(self._settings))
+            pool = self._pools.setdefault(name, Pool(name, self._settings))
             if int(index) < len(pool.bands):
-                weight = self._settings.weights.get(user, 1.0)
+                weight = self._weights.get(user, 1.0)
                 pool.bands[int(index)].restore(user, msgspec.msgpack.decode(value, type=float), weight)
 
     # --- asked -------------------------------------------------------------------------------------------------------
@@ -177,30 +226,42 @@ class Blfq:
         if fleet.version != self._fleet_version:
             self._fleet_version = fleet.version
             self._may_load = any(worker.capacity.may_load for worker in fleet.workers.values())
+            self._instances = [
+                instance for worker in fleet.workers.values() for instance in worker.instances.values()
+            ]
             self._placing.look_at(fleet, now.mono_ms)
             self._engines.forget_others(fleet)
+        taken = self._taken() if self._uses else ()
         roomy = {
-            id(instance)
-            for worker in fleet.workers.values()
-            if is_open(worker, fleet)
-            for instance in worker.instances.values()
-            if room(instance) > 0
+            id(each)
+            for each in self._instances
+            if each.leased < each.slots
+            and room(each) > 0
+            and is_open(each.worker, fleet)
+            and each.worker.name not in taken
         }
         if not roomy and not self._may_load:
             return None
+        self._look_at_limits(now)
         self._placing.begin(now.mono_ms)
-        waiting: WakeAt | None = None
-        for pool in self._pools.values():
+        decision = self._placing.carry_out(fleet)
+        if decision is not None and not isinstance(decision, WakeAt):
+            return decision
+        waiting = decision
+        pools: Iterable[Pool] = self._in_use.values()
+        if len(self._in_use) > 1:
+            # Own tasks first: for what they use they may have an endpoint fall idle.
+            pools = sorted(pools, key=_serves_engines)
+        for pool in pools:
             for band in self._in_turn(pool):
-                if not band.waits:
-                    continue
                 decision = self._decide_band(pool, band, fleet, roomy)
                 if isinstance(decision, WakeAt):
                     waiting = sooner(waiting, decision)
                 elif decision is not None:
                     return decision
-        self._placing.end(self._places.values())
-        return waiting
+        self._placing.end()
+        timer_ms = self._limits.next_ms()
+        return waiting if timer_ms is None else sooner(waiting, WakeAt(timer_ms))
 
     def lane_of(self, job: Job) -> tuple[str, int, LaneKey]:
         """Return where a job waits: pool, band, lane."""
@@ -209,13 +270,23 @@ class Blfq:
     def parts(self, fleet: Fleet, now: Now) -> Parts:
         """Return what is known, for who looks out."""
         return Parts(
-            self._settings, self._pools, self._costs, self._placing, self._arrivals, fleet, now.mono_ms
+            self._settings,
+            self._pools,
+            self._costs,
+            self._placing,
+            self._arrivals,
+            fleet,
+            self._limits,
+            self._taken(),
+            now.mono_ms,
         )
 
     def crowd(self, job: Job, fleet: Fleet) -> Crowd:
         """Return who stands before the jobs of a ready job's lane."""
-        own = self._homes[job.number].key
-        return Crowd(self._pool(job), self._band_of[job.priority], own, self._places, fleet)
+        shares = self._settings.shares
+        return Crowd(
+            self._pool(job), self._band_of[job.priority], lane_of(job), self._places, fleet, shares=shares
+        )
 
     def waiting_for(self, model: str) -> int:
         """Sum the lanes that name the model."""
@@ -228,15 +299,51 @@ class Blfq:
             if lane.places.names & wanted
         )
 
-    def shares(self) -> list[Share]:
-        """Return how all flows stand."""
+    def weigh(self, user: str, weight: float) -> None:
+        """Give a user's flows another weight."""
+        self._weights[user] = weight
+        self._placing.least_weight = min(1.0, *self._weights.values())
+        for pool in self._pools.values():
+            for band, lanes in zip(pool.bands, pool.lanes, strict=True):
+                flow = band.flows.get(user)
+                if flow is not None:
+                    band.weigh(flow, weight)
+                    self._put_again(flow, lanes)
+
+    def shares(self, *, idle: bool = True) -> list[Share]:
+        """Return how flows stand."""
         return [
             Share(name, band.index, flow.user, flow.weight, flow.service * flow.weight, flow.predicted, flow.key,
                   flow.queued, flow.running)
             for name, pool in self._pools.items()
             for band in pool.bands
             for flow in band.flows.values()
+            if idle or flow.queued or flow.running
         ]  # fmt: skip
+
+    def bands(self) -> list[BandShare]:
+        """Return how bands stand."""
+        return [
+            BandShare(name, band.index, each.lowest, band.share, sum(lane.jobs for lane in lanes.values()),
+                      band.running, band.owed)
+            for name, pool in self._pools.items()
+            for each, band, lanes in zip(self._settings.bands, pool.bands, pool.lanes, strict=True)
+        ]  # fmt: skip
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether it is the fair policy, or the strict one."""
+        return self._settings.shares
+
+    def charged(self) -> dict[FlowKey, float]:
+        """Return what flows have received since it was last asked."""
+        found: dict[FlowKey, float] = {}
+        for name, pool in self._pools.items():
+            for band in pool.bands:
+                for user, cost in band.charged.items():
+                    found[name, band.index, user] = cost
+                band.charged.clear()
+        return found
 
     def virtual_times(self) -> dict[int, float]:
         """Return where a newcomer begins in each band of the engines' pool."""
@@ -249,13 +356,34 @@ class Blfq:
         name = pool_name(job)
         pool = self._pools.get(name)
         if pool is None:
-            pool = self._pools[name] = Pool(self._settings)
+            pool = self._pools[name] = Pool(name, self._settings)
         return pool
 
     def _flow(self, band: Band, user: str) -> Flow:
-        if not self._settings.shares:
-            return band.flow(EVERYBODY, 1.0)
-        return band.flow(user, self._settings.weights.get(user, 1.0))
+        name = self._name(user)
+        flow = band.flow(name, self._weights.get(name, 1.0))
+        if flow.members is None and name != user:
+            pool_users(flow, self._homes)
+        return flow
+
+    def _name(self, user: str) -> str:
+        """Return whose flow a user's jobs are in: the app's, if it shares as one for all of its users."""
+        app, is_of_app, _ = user.partition("/")
+        if is_of_app and self._settings.shares and self._settings.apps.get(app, POOLED) == POOLED:
+            return app
+        return user
+
+    def _line(self, flow: Flow, key: LaneKey) -> Line:
+        if flow.members is None:
+            return JobLine(key, self._homes)
+        return PooledLine(key, self._homes, flow.members)
+
+    def _put_again(self, flow: Flow, lanes: dict[LaneKey, Lane]) -> None:
+        """A flow's key may have become smaller: tell the lanes of its band where it waits and no limit holds it."""
+        for key in flow.lines:
+            lane = lanes[key]
+            if flow not in lane.parked:
+                lane.standing.put(flow)
 
     def _charge(self, lease: Lease, instance: Instance | None, now_ms: int) -> None:
         job = lease.job
@@ -263,17 +391,33 @@ class Blfq:
         band = pool.bands[index]
         flow = self._flow(band, job.user)
         rates = self._costs.rates(job.task_type, job.model)
-        at_prompt = prompt_cost(prompt_tokens(job), rates)
-        cost = self._costs.predict(job, job.model) if self._settings.foresees else at_prompt
+        prompt = prompt_tokens(job)
+        output = self._costs.output_tokens(job, job.model) if job.task_type not in EMBEDDING_TASKS else 0.0
+        at_prompt = prompt_cost(prompt, rates)
+        cost = at_prompt + output * rates.output_ms if self._settings.foresees else at_prompt
         for other in pool.bands:
             if other.index > index and other.waits:
                 other.owe(cost)
         band.start(flow, cost)
+        if flow.members is not None:
+            flow.members.take_turn(job.user)
         run = Run(
             pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
+            weight=1.0 / lease.slot.leases, uses=job.terms.uses,
+            tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens),
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
+        for resource in run.uses:
+            self._uses[resource] = self._uses.get(resource, 0) + 1
+        group = job.user, job.queue, job.task_type, job.model, str(lease.worker)
+        self._limits.start(key, group, run.tokens, now_ms, resumed=instance is None)
+        if job.terms.session:
+            sessions = self._placing.sessions
+            if len(sessions) >= _SESSIONS:
+                del sessions[next(iter(sessions))]
+            sessions[job.user, job.terms.session] = lease.worker
+        self._placing.note_strict(index)
         if instance is not None:
             self._engines.join(key, run, instance, now_ms)
 
@@ -288,32 +432,114 @@ class Blfq:
 
     # --- decisions ---------------------------------------------------------------------------------------------------
 
-    def _in_turn(self, pool: Pool) -> Iterator[Band]:
-        """Yield the bands: those to whom their least share is owed, then in strict order."""
-        owed = [band for band in pool.bands if band.owed and band.waits and band.owed >= band.turn_cost]
-        yield from owed
-        yield from (band for band in pool.bands if band not in owed)
+    def _in_turn(self, pool: Pool) -> list[Band]:
+        """Return the bands in which somebody waits: those to whom their least share is owed, then in strict order."""
+        bands = [band for band in pool.bands if band.waits]
+        owed = [band for band in bands if band.owed and band.owed >= band.turn_cost]
+        return owed + [band for band in bands if band not in owed] if owed else bands
+
+    def _taken(self) -> set[str]:
+        """Return the resources, and so the endpoints, that own tasks hold altogether."""
+        return {name for name, count in self._uses.items() if count >= self._limits.resource(name)}
+
+    def _look_at_limits(self, now: Now) -> None:
+        """Put back into line those whose limit has room again, or is another."""
+        if self._limits.version == self._limits_version:
+            self._unpark(self._limits.due(now.mono_ms))
+            return
+        self._limits_version = self._limits.version
+        for pool in self._pools.values():
+            for lanes in pool.lanes:
+                for lane in lanes.values():
+                    self._unpark([(lane, flow) for flow in (*lane.parked, *lane.standing.noted)])
+
+    def _park(self, lane: Lane, flow: Flow, user: str, band: Band, bucket: Bucket) -> None:
+        """A limit holds a user's jobs of one lane: nobody looks at them until there is room."""
+        self._limits.park(bucket, (lane, flow), self._now_ms)
+        line = flow.lines[lane.key]
+        if isinstance(line, PooledLine):
+            line.set_aside(user)
+            if not line.is_held:
+                return
+        self._rest(lane, flow, band)
+
+    def _rest(self, lane: Lane, flow: Flow, band: Band) -> None:
+        """Nobody of a flow may start in a lane."""
+        lane.standing.drop(flow)
+        lane.parked[flow] = None
+        flow.parked += 1
+        if flow.held:
+            band.rest(flow)
+
+    def _unpark(self, parked: list[tuple[Lane, Flow]]) -> None:
+        for lane, flow in parked:
+            line = flow.lines.get(lane.key)
+            if isinstance(line, PooledLine):
+                line.bring_back()
+            if flow not in lane.parked:
+                continue
+            del lane.parked[flow]
+            pool = self._pools[pool_name_of(lane.key.task_type, lane.key.queue)]
+            if flow.held:
+                pool.bands[flow.band].return_(flow)
+            flow.parked -= 1
+            lane.standing.put(flow)
+
+    def _first(self, lane: Lane, band: Band) -> tuple[float, Flow] | None:
+        """Return the flow of a lane whose turn it is, with its key; those that a limit holds are parked."""
+        key = lane.key
+        while True:
+            first = lane.standing.first()
+            if first is None:
+                return None
+            flow, user = first[1], first[1].user
+            line = flow.lines[key]
+            if isinstance(line, PooledLine):
+                if line.is_held:
+                    self._rest(lane, flow, band)
+                    continue
+                user = line.head()[1].user
+            bucket = self._limits.blocks(user, key.queue, key.task_type, self._now_ms)
+            if bucket is None:
+                return (first[0] if self._settings.shares else 0.0), flow
+            self._park(lane, flow, user, band, bucket)
 
     def _decide_band(self, pool: Pool, band: Band, fleet: Fleet, roomy: set[int]) -> Decision | None:
         """Go through the lanes by the standing of their heads; the first that can be helped is."""
         heads: list[Head] = []
-        for key, lane in pool.lanes[band.index].items():
-            if key[0] in fleet.held_queues:
-                continue
-            first = lane.standing.first()
-            assert first is not None, "a lane without jobs is no lane"
-            flow_key, flow = first
-            place, job = flow.lines[key].head()
-            heads.append((flow_key, place, lane, flow, job))
-        heads.sort(key=standing_of)
         waiting: WakeAt | None = None
+        for key, lane in pool.lanes[band.index].items():
+            if key.queue in fleet.held_queues or not self._placing.may_help(lane, pool, fleet, roomy):
+                continue
+            bucket = self._limits.blocks(None, key.queue, key.task_type, self._now_ms)
+            if bucket is not None:
+                if bucket.limit.of in RATES:
+                    waiting = sooner(waiting, WakeAt(int(bucket.opens_ms(self._now_ms)) + 1))
+                continue
+            head = self._head_of(lane, band)
+            if head is not None:
+                heads.append(head)
+        heads.sort(key=standing_of)
         placing = self._placing
-        for head in heads:
-            instance = placing.room_for(head, band, fleet, roomy)
+        at = 0
+        while at < len(heads):
+            head = heads[at]
+            at += 1
+            lane = head[2]
+            if lane.key.uses and not self._may_use(lane, head, band, fleet):
+                continue
+            instance, bucket = placing.room_for(head, band, fleet, roomy)
             if instance is not None:
                 placing.note_start(head, band, instance)
-                return Start((head[4],), instance)
-            if head[2].key[3]:
+                return Start(self._group_of(head, instance), instance)
+            if bucket is not None:
+                # The next user of the lane may have room.
+                self._park(lane, head[3], head[4].user, band, bucket)
+                other = self._head_of(lane, band)
+                if other is not None:
+                    insort(heads, other, lo=at, key=standing_of)
+                continue
+            if lane.key.suspect:
                 placing.clear_for_suspect(head, band, fleet)
             decision = placing.prepare(head, heads, pool, band, fleet)
             if isinstance(decision, WakeAt):
@@ -322,6 +548,83 @@ class Blfq:
                 return decision
         return waiting
 
+    def _head_of(self, lane: Lane, band: Band) -> Head | None:
+        first = self._first(lane, band)
+        if first is None:
+            return None
+        place, job = first[1].lines[lane.key].head()
+        return first[0], place, lane, first[1], job
+
+    def _may_use(self, lane: Lane, head: Head, band: Band, fleet: Fleet) -> bool:
+        """Tell whether all that a task uses is free; an endpoint that it wants for itself is let fall idle."""
+        is_free = True
+        for name in lane.key.uses:
+            most = self._limits.resource(name)
+            held = self._uses.get(name, 0)
+            worker = fleet.workers.get(name)
+            is_busy = worker is not None and bool(worker.busy or worker.loading)
+            if held + is_busy >= most:
+                is_free = False
+                if worker is not None and held < most:
+                    self._placing.clear(worker, head, band)
+        return is_free
+
+    def _left_of(self, job: Job, instance: Instance) -> int:
+        """Return how many jobs of a job's user may start on an instance at once."""
+        return min(
+            self._limits.most(job.user, job.queue, job.task_type, self._now_ms),
+            self._limits.most_at(job, instance),
+        )
+
+    def _group_of(self, head: Head, instance: Instance) -> tuple[Job, ...]:
+        """Return the jobs that ride with a head, users in turn: few enough for every free slot to have some."""
+        _, _, lane, _, job = head
+        key = lane.key
+        if not key.merge or key.suspect or lane.jobs == 1:
+            return (job,)
+        count = min(-(-lane.jobs // room(instance)), _MERGE_JOBS)
+        count = min(count, self._limits.most(None, key.queue, key.task_type, self._now_ms))
+        count = max(1, min(count, self._limits.most_at(job, instance)))
+        turns = []
+        noted = lane.standing.noted
+        first = nsmallest(count, noted, key=lambda each: (noted[each], each.number))
+        for number, flow in enumerate(first):
+            standing, tie = (flow.key, flow.number) if self._settings.shares else (0.0, number)
+            turns.append((standing, tie, flow, iter(flow.lines[key].first(count))))
+        # The head itself may start, or nobody would have come here.
+        left = {job.user: max(1, self._left_of(job, instance))}
+        heapify(turns)
+        group: list[Job] = []
+        tokens = 0
+        size_bytes = 0
+        while turns and len(group) < count:
+            turn, number, flow, rest = heappop(turns)
+            other = next(rest, None)
+            if other is None:
+                continue
+            if other.user not in left:
+                left[other.user] = self._left_of(other, instance)
+            if not left[other.user]:
+                heappush(turns, (turn, number, flow, rest))
+                continue
+            tokens += prompt_tokens(other)
+            size_bytes += other.payload_bytes
+            if group and (tokens > _MERGE_TOKENS or size_bytes > BODY_BYTES // 2):
+                break
+            left[other.user] -= 1
+            group.append(other)
+            heappush(
+                turns, (turn + self._costs.predict(other, instance.model) / flow.weight, number, flow, rest)
+            )
+        return tuple(group)
+
+    def _compete(self, other: Places, own: LaneKey, own_places: set[int], fleet: Fleet) -> bool:
+        """Tell whether two lanes want the same places; where neither has one, the same queue."""
+        loaded = other.loaded(fleet)
+        if loaded and own_places:
+            return any(id(place) in own_places for place in loaded)
+        return other.key.queue == own.queue
+
 
 def _run_key(lease: Lease) -> RunKey:
     return lease.job.number, lease.epoch, lease.attempt
@@ -329,3 +632,7 @@ def _run_key(lease: Lease) -> RunKey:
 
 def _first(models: tuple[str, ...]) -> str:
     return models[0] if models else ""
+
+
+def _serves_engines(pool: Pool) -> bool:
+    return pool.name == LLM_POOL

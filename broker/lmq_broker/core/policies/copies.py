@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from lmq_broker.core.policies.arrivals import Expected
 from lmq_broker.core.policies.lanes import Lane
-from lmq_broker.core.policies.ledger import Flow
-from lmq_broker.core.policies.lines import NEVER_MS, JobLine, Place
+from lmq_broker.core.policies.ledger import Flow, Rank
+from lmq_broker.core.policies.lines import NEVER_MS, Line, Place
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.settings import Rates
 from lmq_broker.core.state import Job, Worker
@@ -34,22 +34,22 @@ class FlowCopy:
 class Ahead:
     """The first jobs of one flow in one lane, as many as were looked at: more of them each time. All runs share it."""
 
-    __slots__ = ("_line", "_looks", "jobs")
+    __slots__ = ("_known", "_line", "jobs")
 
-    def __init__(self, line: JobLine | None) -> None:
+    def __init__(self, line: Line | None) -> None:
         self._line = line
-        self._looks = 1
-        self.jobs: list[tuple[Place, Job]] = []
+        self._known: set[int] = set()
+        self.jobs: list[Job] = []
 
     def look_further(self) -> bool:
         """Look at more of them; return whether there are any."""
         if self._line is None:
             return False
-        more = self._line.first(self._looks, self.jobs[-1][0] if self.jobs else None)
-        self._looks *= 2
+        more = [job for job in self._line.first(2 * len(self.jobs) + 1) if job.number not in self._known]
         if not more:
             self._line = None
         self.jobs += more
+        self._known.update(job.number for job in more)
         return bool(more)
 
 
@@ -62,7 +62,7 @@ class LineCopy:
         self._ahead = ahead
         self._next = 0
 
-    def head(self) -> tuple[Place, Job] | None:
+    def head(self) -> Job | None:
         """Return the first job that is left."""
         if self._next < len(self._ahead.jobs) or self._ahead.look_further():
             return self._ahead.jobs[self._next]
@@ -84,7 +84,7 @@ class HeadCopy(NamedTuple):
 
 
 class LaneCopy:
-    """A lane: its flows by key, its jobs, how many engines serve it."""
+    """A lane: its flows by key, and its jobs."""
 
     __slots__ = (
         "band",
@@ -94,10 +94,10 @@ class LaneCopy:
         "jobs",
         "key",
         "lines",
+        "names",
         "number",
         "pool",
-        "served",
-        "takes_any",
+        "startable",
     )
 
     def __init__(self, number: int, pool: str, band: int, lane: Lane) -> None:
@@ -106,10 +106,11 @@ class LaneCopy:
         self.band = band
         self.key: LaneKey = lane.key
         self.jobs = lane.jobs
-        self.takes_any = not lane.places.names
-        self.heap = lane.standing.entries()
+        self.names = lane.places.names
+        self.heap: list[tuple[Rank, int, Flow]] = lane.standing.entries()
+        self.startable = lane.standing.noted
+        """The flows of which jobs may start; those that a limit holds are not among them."""
         self.lines: dict[Flow, LineCopy] = {}
-        self.served = 0
         self.homes: list[tuple[SiteCopy, str]] = []
         """Workers that could load a model for it, with the model's key there."""
         self.group = -1
@@ -124,7 +125,7 @@ class SiteCopy:
         self.number = number
         self.worker = worker
         limit = worker.capacity.slots
-        self.free = (NEVER_MS if limit is None else limit) - len(worker.leases)
+        self.free = NEVER_MS if limit is None else limit - worker.busy
         self.alone = worker.alone
 
 
@@ -135,6 +136,10 @@ class Stream(NamedTuple):
     start_ms: float
     drawn_ms: float
     mean_ms: float
+    group: int
+    """Of those that want the same places; -1: it ran already."""
+    frees: bool = True
+    """Its end leaves a slot; of a group that shares one the first stands for all."""
 
 
 class EngineCopy:
@@ -145,13 +150,15 @@ class EngineCopy:
         "shares", "site", "slots",
     )  # fmt: skip
 
-    def __init__(self, site: SiteCopy, name: str, model: str, slots: int, at_ms: float) -> None:
+    def __init__(
+        self, site: SiteCopy, name: str, model: str, slots: int, at_ms: float, leased: int = 0
+    ) -> None:
         self.site = site
         self.id = name
         self.model = model
         """Empty: any."""
         self.slots = slots
-        self.free = slots
+        self.free = slots - leased
         self.at_ms = at_ms
         self.loaded_ms = at_ms
         self.clock = 0.0

@@ -11,7 +11,7 @@ from itertools import accumulate, repeat
 import msgspec
 
 from lmq_broker.core.policies.lengths import UNMEASURED, Shape
-from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates
+from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS, Rates, TaskDefaults
 from lmq_broker.core.state import Job
 
 PROMPT_MS = 0.67
@@ -22,8 +22,6 @@ FIXED_MS = 1.0
 """Of any job: nothing is free, or a flood of empty jobs would be."""
 OUTPUT_TOKENS = 256
 """Guess for the first answer of a kind; the mean of a public replay of chats (27 users of an arena)."""
-TASK_MS = 2000.0
-"""Guess for the first own task of a kind."""
 BYTES_PER_TOKEN = 4
 HISTORY_WEIGHT = 0.9
 """Of the past when an answer's length is learnt: some ten answers count."""
@@ -35,14 +33,17 @@ CARD_EVERY_MS = 3_600_000
 CARD_SAMPLES = 20.0
 """Jobs from which a first card is made."""
 _FIT_WEIGHT = 0.99
+_TASK = TaskDefaults()
+_FEW = 32
+"""Values after which quantiles are worked out anew; each time until there are as many."""
 _EDGES = tuple(accumulate(repeat(1.2, 100), lambda edge, growth: edge * growth, initial=1.0))
 """By multiplication, which is the same on every machine; powers and logarithms are not, in the last bit."""
 
 
 EMBEDDING_RATES = Rates(EMBEDDING_PROMPT_MS, 0.0)
+OWN_RATES = Rates(0.0, 1.0)
+"""Of own tasks: they cost the time for which they hold a slot, which is kept where others have their tokens."""
 LLM_RATES = Rates(PROMPT_MS, OUTPUT_MS)
-TASK_RATES = Rates(0.0, 1.0)
-"""Of own tasks: their length is their time in milliseconds."""
 
 
 class Length(msgspec.Struct):
@@ -97,28 +98,27 @@ class Fit(msgspec.Struct):
 class Costs:
     """Predicts what jobs cost, and learns from what they took."""
 
-    def __init__(self, given: dict[str, Rates]) -> None:
+    def __init__(self, given: dict[str, Rates], tasks: dict[str, TaskDefaults]) -> None:
         self._given = given
+        self._tasks = tasks
         self._cards: dict[str, tuple[Rates, int]] = {}
         """Model -> (learnt rates, monotonic time from which they may be changed)."""
         self._fits: dict[tuple[str, str], Fit] = {}
         """(model, endpoint) -> measured."""
         self._of_user: dict[tuple[str, str, str, int], Length] = {}
         self._of_all: dict[tuple[str, str], Length] = {}
-        self._untold: dict[tuple[str, str], Length] = {}
-        """Engine time of answers whose tokens nobody counts."""
         self._shapes: dict[tuple[str, str], Shape] = {}
 
     def rates(self, task_type: str, model: str) -> Rates:
         """Return the rates by which a job is charged that is dispatched now."""
+        if task_type not in ENGINE_TASKS:
+            return OWN_RATES
         given = self._given.get(model)
         if given is not None:
             return given
         found = self._cards.get(model)
         if found is not None:
             return found[0]
-        if task_type not in ENGINE_TASKS:
-            return TASK_RATES
         return EMBEDDING_RATES if task_type in EMBEDDING_TASKS else LLM_RATES
 
     def predict(self, job: Job, model: str) -> float:
@@ -129,68 +129,60 @@ class Costs:
             cost += self.output_tokens(job, model) * rates.output_ms
         return cost
 
+    def tokens(self, job: Job, model: str) -> float:
+        """Return what a job is predicted to take of a context, prompt and answer."""
+        if job.task_type in EMBEDDING_TASKS:
+            return float(prompt_tokens(job))
+        return prompt_tokens(job) + self.output_tokens(job, model)
+
     def output_tokens(self, job: Job, model: str) -> float:
         """Return how long an answer will be: no longer than its submitter said."""
         mean = self.mean_tokens(job, model)
-        return min(mean, float(job.output_tokens)) if job.output_tokens else mean
+        return (
+            min(mean, float(job.output_tokens))
+            if job.output_tokens and job.task_type in ENGINE_TASKS
+            else mean
+        )
 
     def mean_tokens(self, job: Job, model: str) -> float:
         """Return how long answers are: what this user had for such jobs, drawn to what all had."""
         all_had = self._of_all.get((job.task_type, model))
-        if all_had is not None:
-            mean = all_had.mean
-        else:
-            mean = float(OUTPUT_TOKENS) if job.task_type in ENGINE_TASKS else TASK_MS
+        mean = all_had.mean if all_had is not None else self._first_guess(job)
         mine = self._of_user.get(_length_key(job, model))
         if mine is not None:
             mean = (mine.mean * mine.weight + mean * SHRINK) / (mine.weight + SHRINK)
         return mean
 
+    def _first_guess(self, job: Job) -> float:
+        if job.task_type in ENGINE_TASKS:
+            return float(OUTPUT_TOKENS)
+        return float(self._tasks.get(job.task_type, _TASK).expected_ms)
+
     def rates_at(self, task_type: str, model: str, endpoint: str) -> Rates:
         """Return what one endpoint takes, as measured; where it was not, what jobs are charged."""
+        if task_type not in ENGINE_TASKS:
+            return OWN_RATES
         fit = self._fits.get((model, endpoint))
         found = fit.rates() if fit is not None else None
         return self.rates(task_type, model) if found is None else found
 
     def needs(self, job: Job, model: str, rates: Rates) -> tuple[float, float, float, Shape]:
         """Return what of an engine's time a prompt takes, and each token; how many, at least 1; and their shape."""
-        kind = job.task_type, model
-        untold = self._untold.get(kind)
-        if untold is not None:
-            return 0.0, 1.0, max(untold.mean, 1.0), self._shapes[kind]
         prompt_ms = prompt_cost(prompt_tokens(job), rates)
         if not rates.output_ms or job.task_type in EMBEDDING_TASKS:
             return prompt_ms, 0.0, 1.0, UNMEASURED
         tokens = max(self.mean_tokens(job, model), 1.0)
-        return prompt_ms, rates.output_ms, tokens, self._shapes.get(kind, UNMEASURED)
-
-    def learn_untold(self, job: Job, model: str, engine_ms: float) -> None:
-        """Take in how long an answer took of which nobody counted the tokens."""
-        kind = job.task_type, model
-        if kind in self._of_all:
-            return
-        untold = self._untold.get(kind)
-        if untold is None:
-            untold = self._untold[kind] = Length(engine_ms)
-            self._shapes[kind] = Shape()
-        else:
-            self._learn_shape(kind, engine_ms / max(untold.mean, 1.0))
-        untold.learn(engine_ms)
-
-    def _learn_shape(self, kind: tuple[str, str], ratio: float) -> None:
-        shape = self._shapes.get(kind)
-        if shape is None:
-            shape = self._shapes[kind] = Shape()
-        shape.learn(ratio)
+        return prompt_ms, rates.output_ms, tokens, self._shapes.get((job.task_type, model), UNMEASURED)
 
     def learn_length(self, job: Job, model: str, tokens: int) -> None:
         """Take in how long an answer was; of an own task, its milliseconds."""
         kind = job.task_type, model
-        if self._untold.pop(kind, None) is not None:
-            self._shapes.pop(kind)
         if kind in self._of_all:
             # The first one says nothing of how others fall: nothing was foreseen of it.
-            self._learn_shape(kind, tokens / max(self.mean_tokens(job, model), 1.0))
+            shape = self._shapes.get(kind)
+            if shape is None:
+                shape = self._shapes[kind] = Shape()
+            shape.learn(tokens / max(self.mean_tokens(job, model), 1.0))
         key = _length_key(job, model)
         mine = self._of_user.get(key)
         if mine is None:
@@ -225,28 +217,38 @@ class Costs:
 class Quantiles:
     """A decayed histogram with buckets that grow by a fifth each: quantiles to a fifth, in constant memory."""
 
-    __slots__ = ("_counts", "_total")
+    __slots__ = ("_counts", "_found", "_learnt", "_total")
 
     def __init__(self) -> None:
         self._counts: dict[int, float] = {}
         self._total = 0.0
+        self._learnt = 0
+        self._found: dict[float, float] = {}
+        """Answers of late, given again until some more values are known."""
 
     def learn(self, value: float) -> None:
         """Take in one value above 0."""
         bucket = bisect_right(_EDGES, value)
         self._counts[bucket] = self._counts.get(bucket, 0.0) + 1.0
         self._total += 1.0
+        self._learnt += 1
+        if self._learnt <= _FEW or self._learnt % _FEW == 0:
+            self._found.clear()
         if self._total > 2000:
             self._counts = {each: count / 2 for each, count in self._counts.items() if count > 0.25}
             self._total = sum(self._counts.values())
 
     def at(self, ratio: float, otherwise: float) -> float:
         """Return the upper edge of the bucket in which this share of all values is reached."""
+        found = self._found.get(ratio)
+        if found is not None:
+            return found
         left = self._total * ratio
         for bucket in sorted(self._counts):
             left -= self._counts[bucket]
             if left <= 0:
-                return _EDGES[min(bucket, len(_EDGES) - 1)]
+                found = self._found[ratio] = _EDGES[min(bucket, len(_EDGES) - 1)]
+                return found
         return otherwise
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_right
 
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.policies.lanes import Pool
-from lmq_broker.core.policies.ledger import EVERYBODY
+from lmq_broker.core.policies.ledger import Flow
 from lmq_broker.core.policies.lengths import even_draw
 from lmq_broker.core.policies.places import LaneKey, Places
 from lmq_broker.core.state import Job
@@ -31,14 +31,23 @@ class Crowd:
         "_rates",
         "_rises",
         "_seen",
+        "_shares",
         "_standing",
         "_wanting",
         "stricter",
     )
 
     def __init__(
-        self, pool: Pool, index: int, own: LaneKey, places: dict[LaneKey, Places], fleet: Fleet
+        self,
+        pool: Pool,
+        index: int,
+        own: LaneKey,
+        places: dict[LaneKey, Places],
+        fleet: Fleet,
+        *,
+        shares: bool,
     ) -> None:
+        self._shares = shares
         wanted = {id(place) for place in places[own].loaded(fleet)}
         self._standing = pool.lanes[index][own].standing
         self._wanting = {
@@ -80,23 +89,32 @@ class Crowd:
 
     def ahead_of(self, job: Job) -> int:
         """Return how many jobs start before this one of the lane, if nothing else came."""
-        flow = self._flows.get(job.user) or self._flows[EVERYBODY]
-        mine = sum(
-            line.before(job.priority, job.order) for key, line in flow.lines.items() if key in self._wanting
-        )
+        if not self._shares:
+            before = sum(self._before(flow, job) for flow in self._seen)
+            return self.stricter + int(before * self._each_is + _SLACK)
+        flow = self._flow(job)
+        mine = self._before(flow, job)
         others = self._started(flow.key + mine * self._cost / flow.weight)
         if flow in self._seen:
             others -= mine + 1
         return self.stricter + mine + max(0, int(others * self._each_is + _SLACK))
+
+    def _flow(self, job: Job) -> Flow:
+        """Return a job's flow: its user's, or of all users of its app."""
+        found = self._flows.get(job.user)
+        return found if found is not None and found.queued else self._flows[job.user.partition("/")[0]]
+
+    def _before(self, flow: Flow, job: Job) -> int:
+        return sum(line.before(job) for key, line in flow.lines.items() if key in self._wanting)
 
     def had_less(self, job: Job) -> tuple[int, list[str]]:
         """Return who of those that wait in the lane comes before a job's user, three at most, the first one first.
 
         With it how much more the job's user has had than the first, in milliseconds of engine time for their weight.
         """
-        own = self._flows.get(job.user)
-        if own is None:
+        if not self._shares:
             return 0, []
+        own = self._flow(job)
         # The first three of a heap are among its first seven.
         found = {
             (flow.key, flow.number, flow.user) for _, _, flow in self._standing.entries()[:7] if flow.queued
@@ -117,4 +135,4 @@ def _compete(other: Places, own: LaneKey, own_places: set[int], fleet: Fleet) ->
     loaded = other.loaded(fleet)
     if loaded and own_places:
         return any(id(place) in own_places for place in loaded)
-    return other.key[0] == own[0]
+    return other.key.queue == own.queue

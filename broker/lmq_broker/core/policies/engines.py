@@ -29,6 +29,11 @@ class Run(msgspec.Struct):
     began_share_ms: float = 0.0
     ends_ms: float = 0.0
     """Monotonic time at which it is thought to end."""
+    weight: float = 1.0
+    """Of a stream; the runs of a group share one."""
+    tokens: float = 0.0
+    """Prompt and answer, as predicted."""
+    uses: tuple[str, ...] = ()
 
 
 class Engine(msgspec.Struct):
@@ -36,7 +41,9 @@ class Engine(msgspec.Struct):
 
     at_ms: int
     share_ms: float = 0.0
-    streams: int = 0
+    streams: float = 0.0
+    tokens: float = 0.0
+    """That its runs may come to."""
     runs: dict[RunKey, Run] = msgspec.field(default_factory=dict)
 
     def advance(self, now_ms: int) -> None:
@@ -59,7 +66,8 @@ class Engines:
         if engine is None:
             engine = self._engines[run.engine] = Engine(now_ms)
         engine.advance(now_ms)
-        engine.streams += 1
+        engine.streams += run.weight
+        engine.tokens += run.tokens
         engine.runs[key] = run
         run.began_share_ms = engine.share_ms
         run.ends_ms = now_ms + run.left * engine.streams
@@ -70,13 +78,20 @@ class Engines:
         if engine is None or engine.runs.pop(key, None) is None:
             return 0.0
         engine.advance(now_ms)
-        engine.streams -= 1
-        return engine.share_ms - run.began_share_ms
+        # With nothing left to run nothing is taken, whatever rounding has left over.
+        engine.streams = engine.streams - run.weight if engine.runs else 0.0
+        engine.tokens = engine.tokens - run.tokens if engine.runs else 0.0
+        return (engine.share_ms - run.began_share_ms) * run.weight
 
-    def streams(self, instance: Instance) -> int:
-        """Return how many runs an instance has."""
+    def streams(self, instance: Instance) -> float:
+        """Return how many streams an instance has."""
         engine = self._engines.get(_name(instance))
-        return 0 if engine is None else engine.streams
+        return 0.0 if engine is None else engine.streams
+
+    def tokens(self, instance: Instance) -> float:
+        """Return what the runs of an instance may come to together, prompts and answers."""
+        engine = self._engines.get(_name(instance))
+        return 0.0 if engine is None else engine.tokens
 
     def ends_ms(self, instance: Instance) -> float:
         """Return the monotonic time at which the last run of an instance is thought to end; 0: nothing runs."""

@@ -1,9 +1,10 @@
 """What a look-out begins with, and what it finds: when jobs would start and end."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
+from lmq_broker.core.limits import Limits
 from lmq_broker.core.policies.arrivals import Arrivals
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.policies.costs import Costs
@@ -26,6 +27,9 @@ class Parts(msgspec.Struct, frozen=True):
     placing: Placing
     arrivals: Arrivals
     fleet: Fleet
+    limits: Limits
+    taken: Collection[str]
+    """Resources, and so workers, that own tasks have for themselves."""
     now_ms: int
 
 

@@ -15,23 +15,30 @@ Head = tuple[float, Place, "Lane", Flow, Job]
 class Lane:
     """Ready jobs of one band that can run in the same places, and whose they are."""
 
-    __slots__ = ("jobs", "key", "mean_cost", "places", "standing")
+    __slots__ = ("jobs", "key", "mean_cost", "parked", "places", "standing")
 
-    def __init__(self, key: LaneKey, places: Places) -> None:
+    def __init__(self, key: LaneKey, places: Places, *, shares: bool) -> None:
         self.key = key
         self.places = places
         self.jobs = 0
         self.mean_cost = 0.0
         """Of those that were queued lately."""
-        self.standing = Standing(key_of)
+        self.standing = Standing(key_of if shares else self._place_of_head)
+        """Flows with jobs here that no limit holds."""
+        self.parked: dict[Flow, None] = {}
+        """Those that one does."""
+
+    def _place_of_head(self, flow: Flow) -> Place:
+        return flow.lines[self.key].head()[0]
 
 
 class Pool:
     """What is shared by one kind of work: engines are one pool, each queue of own tasks another."""
 
-    __slots__ = ("bands", "lanes")
+    __slots__ = ("bands", "lanes", "name")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
         self.bands = [Band(index, each.share) for index, each in enumerate(settings.bands)]
         self.lanes: list[dict[LaneKey, Lane]] = [{} for _ in settings.bands]
 
@@ -51,6 +58,21 @@ class Share(msgspec.Struct, frozen=True):
     running: int
 
 
+class BandShare(msgspec.Struct, frozen=True):
+    """How one band of a pool stands."""
+
+    pool: str
+    band: int
+    lowest: int
+    """Its lowest priority."""
+    least: float
+    """Its least share of what stricter bands get."""
+    queued: int
+    running: int
+    owed: float
+    """Of its least share, in milliseconds of engine time."""
+
+
 def key_of(flow: Flow) -> float:
     """Return K of a flow; as a function, which is quicker than the property."""
     return flow.service + flow.predicted / flow.weight
@@ -63,7 +85,12 @@ def standing_of(head: Head) -> tuple[float, Place]:
 
 def pool_name(job: Job) -> str:
     """Return which pool a job's work belongs to."""
-    return LLM_POOL if job.task_type in ENGINE_TASKS else f"tasks/{job.queue}"
+    return pool_name_of(job.task_type, job.queue)
+
+
+def pool_name_of(task_type: str, queue: str) -> str:
+    """Return which pool the work of a task type belongs to."""
+    return LLM_POOL if task_type in ENGINE_TASKS else f"tasks/{queue}"
 
 
 def band_of(priority: int, settings: Settings) -> int:

@@ -9,13 +9,17 @@ Source: virtual token counters (Sheng et al., OSDI 2024) with prediction, and li
 
 import heapq
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from lmq_broker.core.policies.costs import Quantiles
-from lmq_broker.core.policies.lines import JobLine
+from lmq_broker.core.policies.lines import Line
 from lmq_broker.core.policies.places import LaneKey
 
-EVERYBODY = ""
-"""The one flow of all, where users do not share."""
+if TYPE_CHECKING:
+    from lmq_broker.core.policies.pooled import Members
+
+Rank = Any
+"""What flows are ordered by: a key K, or the place of a job. One kind in one `Standing`."""
 FLOWS = 100_000
 """Flows of a band that are remembered though they neither wait nor run; those with least debt are forgotten first."""
 
@@ -24,7 +28,8 @@ class Flow:
     """One user in one band."""
 
     __slots__ = (
-        "band", "lines", "number", "predicted", "queued", "running", "service", "unsettled", "user", "weight",
+        "band", "lines", "members", "number", "parked", "predicted", "queued", "running", "service", "unsettled",
+        "user", "weight",
     )  # fmt: skip
 
     def __init__(self, user: str, band: int, weight: float, number: int) -> None:
@@ -41,7 +46,16 @@ class Flow:
         """Cost received by jobs that still run; part of `service`."""
         self.queued = 0
         self.running = 0
-        self.lines: dict[LaneKey, JobLine] = {}
+        self.parked = 0
+        """Lanes in which a limit holds it."""
+        self.lines: dict[LaneKey, Line] = {}
+        self.members: Members | None = None
+        """The users of an app who share as one; None: it is one user's."""
+
+    @property
+    def held(self) -> bool:
+        """Whether a limit holds all that it has queued."""
+        return 0 < self.parked == len(self.lines)
 
     @property
     def key(self) -> float:
@@ -60,47 +74,48 @@ class Standing:
     A key that has grown is looked at only when its flow comes to the head; one that has shrunk must be put again.
     """
 
-    __slots__ = ("_heap", "_key", "_noted")
+    __slots__ = ("_heap", "_key", "noted")
 
-    def __init__(self, key: Callable[[Flow], float]) -> None:
+    def __init__(self, key: Callable[[Flow], Rank]) -> None:
         self._key = key
-        self._noted: dict[Flow, float] = {}
-        self._heap: list[tuple[float, int, Flow]] = []
+        self.noted: dict[Flow, Rank] = {}
+        """The flows that are in, with their keys as they were last looked at."""
+        self._heap: list[tuple[Rank, int, Flow]] = []
 
     def __len__(self) -> int:
-        return len(self._noted)
+        return len(self.noted)
 
     def put(self, flow: Flow) -> None:
         """Put a flow in, or tell that its key may have become smaller."""
         key = self._key(flow)
-        noted = self._noted.get(flow)
+        noted = self.noted.get(flow)
         if noted is None or key < noted:
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heappush(self._heap, (key, flow.number, flow))
-            if len(self._heap) > 2 * len(self._noted) + 64:
-                self._heap = [(noted, each.number, each) for each, noted in self._noted.items()]
+            if len(self._heap) > 2 * len(self.noted) + 64:
+                self._heap = [(noted, each.number, each) for each, noted in self.noted.items()]
                 heapq.heapify(self._heap)
 
     def drop(self, flow: Flow) -> None:
         """Take a flow out; nothing if it is not in."""
-        self._noted.pop(flow, None)
+        self.noted.pop(flow, None)
 
-    def entries(self) -> list[tuple[float, int, Flow]]:
-        """Return a copy of the heap of (key as noted, number, flow); stale ones are among them."""
+    def entries(self) -> list[tuple[Rank, int, Flow]]:
+        """Return a copy of the heap of (key as it was last looked at, number, flow); stale ones are among them."""
         return self._heap.copy()
 
-    def first(self) -> tuple[float, Flow] | None:
+    def first(self) -> tuple[Rank, Flow] | None:
         """Return the smallest key with its flow."""
         heap = self._heap
         while heap:
             noted, _, flow = heap[0]
-            if self._noted.get(flow) != noted:
+            if self.noted.get(flow) != noted:
                 heapq.heappop(heap)
                 continue
             key = self._key(flow)
             if key == noted:
                 return key, flow
-            self._noted[flow] = key
+            self.noted[flow] = key
             heapq.heapreplace(heap, (key, flow.number, flow))
         return None
 
@@ -122,13 +137,15 @@ class Band:
         self._most = 0.0
         self._waiting = Standing(_service)
         self._flows_made = 0
+        self.charged: dict[str, float] = {}
+        """User -> cost received since it was last asked for; unlike `service` it knows no lifts."""
         self.changed: set[str] = set()
         """Users whose settled service is another than was last noted; the empty name stands for `virtual`."""
 
     @property
     def waits(self) -> bool:
         """Whether any job of the band is queued."""
-        return len(self._waiting) > 0
+        return bool(self._waiting.noted)
 
     @property
     def turn_cost(self) -> float:
@@ -160,6 +177,20 @@ class Band:
             self._waiting.put(flow)
         flow.queued += 1
 
+    def rest(self, flow: Flow) -> None:
+        """A limit holds all that this flow has queued: nobody waits for it."""
+        self._waiting.drop(flow)
+
+    def return_(self, flow: Flow) -> None:
+        """Nothing holds this flow any more: it begins where the others are, a limit earns no credit."""
+        first = self._waiting.first()
+        if first is not None:
+            self.virtual = max(self.virtual, first[0])
+            self.changed.add("")
+        flow.service = max(flow.service, self.virtual)
+        self._note(flow)
+        self._waiting.put(flow)
+
     def leave(self, flow: Flow) -> None:
         """A job of this flow is queued no more."""
         flow.queued -= 1
@@ -179,6 +210,7 @@ class Band:
         flow.predicted = max(0.0, flow.predicted - foreseen)
         flow.service += received / flow.weight
         flow.unsettled += received
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + received
         self._note(flow)
 
     def end(self, flow: Flow, actual: float, received: float, unused: float) -> None:
@@ -188,14 +220,34 @@ class Band:
         # With nothing left to run nothing is predicted, whatever rounding has left over.
         flow.predicted = max(0.0, flow.predicted - unused) if flow.running else 0.0
         flow.service += (actual - received) / flow.weight
+        self.charged[flow.user] = self.charged.get(flow.user, 0.0) + actual - received
         flow.unsettled = max(0.0, flow.unsettled - received) if flow.running else 0.0
         self._note(flow)
         self.changed.add(flow.user)
         if flow.queued:
-            self._waiting.put(flow)
+            if not flow.held:
+                self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
             del self.flows[flow.user]
+
+    def weigh(self, flow: Flow, weight: float) -> None:
+        """Give a flow another weight. What it owes to the others stays the same in cost.
+
+        Owed is what it has received beyond where a newcomer begins; no weight puts it before that, or before where it
+        stood. What running jobs have received is taken at the new weight, as it may yet be refunded at that.
+        """
+        first = self._waiting.first()
+        start = self.virtual if first is None else max(self.virtual, first[0])
+        settled = flow.settled
+        if settled > start:
+            settled = start + (settled - start) * flow.weight / weight
+        flow.service = max(min(flow.service, start), settled + flow.unsettled / weight)
+        flow.weight = weight
+        self._note(flow)
+        self.changed.add(flow.user)
+        if flow.queued and not flow.held:
+            self._waiting.put(flow)
 
     def restore(self, user: str, service: float, weight: float) -> None:
         """Bring back what was noted of a user, or of where newcomers begin."""

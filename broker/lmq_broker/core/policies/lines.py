@@ -8,6 +8,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol
 
 from lmq_broker.core.policies.places import LaneKey
 from lmq_broker.core.ranks import Ranks
@@ -25,6 +26,31 @@ Place = tuple[int, int, int]
 def place_of(job: Job) -> Place:
     """Return where a job stands among others: by priority, then by expiry, then by order."""
     return PRIORITY_MAX - job.priority, job.expires_at_ms or NEVER_MS, job.order
+
+
+class Line(Protocol):
+    """Ready jobs of one flow that can run in the same places."""
+
+    key: LaneKey
+    size: int
+
+    def add(self, job: Job) -> None:
+        """Put a job in its place."""
+
+    def remove(self, job: Job) -> None:
+        """Take a job out, wherever it stands; it must be as it was when it was put in."""
+
+    def head(self) -> tuple[Place, Job]:
+        """Return the first job and its place; there must be one."""
+
+    def walk(self) -> Iterator[Job]:
+        """Yield the jobs in order; nothing may be put in or taken out meanwhile."""
+
+    def first(self, count: int) -> list[Job]:
+        """Return the first jobs in order, as many as are wanted and there."""
+
+    def before(self, job: Job) -> int:
+        """Return how many jobs come before this one, which may wait in another line of its flow."""
 
 
 class JobLine:
@@ -92,27 +118,26 @@ class JobLine:
         assert best is not None, "an empty line was asked for its head"
         return best
 
-    def first(self, count: int, after: Place | None) -> list[tuple[Place, Job]]:
-        """Return the first jobs beyond a place, in order; fewer if many that left lie between."""
-        if count == 1 and after is None:
-            return [self.head()] if self.size else []
-        found = heapq.merge(self._in_line(), self._in_heap())
-        looks = islice(found, 4 * count + _LOOKS)
-        waiting = (
-            (place, job)
-            for place, _, job in looks
-            if (after is None or place > after) and self._waits(job, place)
-        )
-        return list(islice(waiting, count))
+    def first(self, count: int) -> list[Job]:
+        """Return the first jobs in order, as many as are wanted and there."""
+        return list(islice(self.walk(), count))
 
-    def _in_line(self) -> Iterator[tuple[Place, int, Job]]:
+    def walk(self) -> Iterator[Job]:
+        """Yield the jobs in order; nothing may be put in or taken out meanwhile."""
+        last = 0
+        for place, _, job in heapq.merge(self._in_lines(), self._in_heap(), key=_place_of_entry):
+            # One that was taken out and put back may stand here twice, at the same place.
+            if job.number != last and self._waits(job, place):
+                last = job.number
+                yield job
+
+    def _in_lines(self) -> Iterator[tuple[Place, int, Job]]:
         for priority in sorted(self._lines, reverse=True):
-            turned = PRIORITY_MAX - priority
             for order, job in self._lines[priority]:
-                yield (turned, NEVER_MS, order), 0, job
+                yield (PRIORITY_MAX - priority, NEVER_MS, order), 0, job
 
     def _in_heap(self) -> Iterator[tuple[Place, int, Job]]:
-        """Yield what came back in order; the heap stays as it is."""
+        """Yield what came back in order, and leave the heap as it is."""
         heap = self._returned
         next_up = [(heap[0], 0)] if heap else []
         while next_up:
@@ -122,14 +147,14 @@ class JobLine:
                 if child < len(heap):
                     heapq.heappush(next_up, (heap[child], child))
 
-    def before(self, priority: int, order: int) -> int:
-        """Return how many jobs come before a place: of higher priority, or of the same and a smaller order."""
+    def before(self, job: Job) -> int:
+        """Return how many jobs are of higher priority, or of the same and a smaller order."""
         total = 0
-        for own, ranks in self._ranks.items():
-            if own > priority:
+        for priority, ranks in self._ranks.items():
+            if priority > job.priority:
                 total += ranks.size
-            elif own == priority:
-                total += ranks.below(order)
+            elif priority == job.priority:
+                total += ranks.below(job.order)
         return total
 
     def _waits(self, job: Job, place: Place) -> bool:
@@ -138,3 +163,7 @@ class JobLine:
         A job that was cancelled and retried is another object of the same number and place.
         """
         return job.state is State.READY and self._homes.get(job.number) is self and place_of(job) == place
+
+
+def _place_of_entry(entry: tuple[Place, int, Job]) -> Place:
+    return entry[0]

@@ -31,7 +31,7 @@ from lmq_broker.core.policies.foreseen import Foreseen, Group, Outlook, Parts
 from lmq_broker.core.policies.lanes import Lane
 from lmq_broker.core.policies.ledger import Flow
 from lmq_broker.core.policies.lengths import Shape, even_draw
-from lmq_broker.core.policies.lines import NEVER_MS
+from lmq_broker.core.policies.lines import NEVER_MS, place_of
 from lmq_broker.core.policies.places import LaneKey, is_reachable
 from lmq_broker.core.settings import ENGINE_TASKS
 from lmq_broker.core.state import Job, Lease
@@ -72,6 +72,7 @@ class _Run:
         seen: dict[tuple[Flow, LaneKey], Ahead],
     ) -> None:
         self._parts = parts
+        self._shares = parts.settings.shares
         self._expected = expected
         self._found = found
         self._number = number
@@ -153,29 +154,30 @@ class _Run:
     def _look_at_workers(self) -> Iterator[None]:
         fleet = self._parts.fleet
         for worker in list(fleet.workers.values()):
-            if not is_reachable(worker, fleet):
+            if not is_reachable(worker, fleet) or worker.name in self._parts.taken:
                 continue
             site = SiteCopy(len(self._sites), worker)
             engines = {}
             for each in worker.instances.values():
                 model = each.model if each.names else ""
-                engine = engines[each.id] = EngineCopy(site, each.id, model, each.slots, 0.0)
+                engine = engines[each.id] = EngineCopy(site, each.id, model, each.slots, 0.0, each.leased)
                 engine.loaded_ms = -float(self._parts.placing.memory.resident_ms(each, self._parts.now_ms))
             self._sites.append(site)
             self._at.append(list(engines.values()))
+            slots: set[int] = set()
             for lease in list(worker.leases.values()):
                 if lease.instance_id in engines:
-                    self._resume(engines[lease.instance_id], lease)
+                    self._resume(engines[lease.instance_id], lease, id(lease.slot) not in slots)
+                    slots.add(id(lease.slot))
                     self._work += _EVENT_WORK
             for engine in engines.values():
                 if engine.ends:
                     self._await(engine)
             yield
 
-    def _resume(self, engine: EngineCopy, lease: Lease) -> None:
+    def _resume(self, engine: EngineCopy, lease: Lease, frees: bool) -> None:
         """Let a job go on that runs."""
         job = lease.job
-        engine.free -= 1
         engine.shares = job.task_type in ENGINE_TASKS
         if lease.progress and not engine.shares:
             # Its own word, which is of the whole job.
@@ -191,20 +193,29 @@ class _Run:
             drawn_ms, mean_ms = at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms
         self._note_start(job, -1, 0, 0.0)
         self._order += 1
-        heapq.heappush(engine.ends, (drawn_ms, self._order, Stream(job, 0.0, drawn_ms, mean_ms)))
+        heapq.heappush(engine.ends, (drawn_ms, self._order, Stream(job, 0.0, drawn_ms, mean_ms, -1, frees)))
 
     def _look_at_lanes(self) -> Iterator[None]:
         held = self._parts.fleet.held_queues
         for name, pool in list(self._parts.pools.items()):
             for index, lanes in enumerate(pool.lanes):
                 for lane in list(lanes.values()):
-                    if lane.jobs and lane.key[0] not in held:
+                    # What tasks use, and what queues may start in all, is not played.
+                    if lane.key.queue not in held and not lane.key.uses and not self._is_full(lane.key):
                         self._look_at_lane(LaneCopy(len(self._lanes), name, index, lane), lane)
                         self._work += len(self._sites)
                         yield
 
+    def _is_full(self, key: LaneKey) -> bool:
+        """Tell whether a limit holds all jobs of a lane, whoever they are of."""
+        limits = self._parts.limits
+        return limits.blocks(None, key.queue, key.task_type, self._parts.now_ms) is not None
+
     def _look_at_lane(self, mine: LaneCopy, lane: Lane) -> None:
         here = {(each.worker.name, each.id) for each in lane.places.loaded(self._parts.fleet)}
+        homes: dict[str, str] = {}
+        for home, loads in lane.places.homes(self._parts.fleet):
+            homes.setdefault(home.name, loads)
         self._lanes.append(mine)
         self._serving.append([])
         for site in self._sites:
@@ -212,10 +223,9 @@ class _Run:
             for engine in self._at[site.number]:
                 if (worker.name, engine.id) in here:
                     self._serve(engine, mine)
-            if worker.capacity.may_load and not mine.takes_any and lane.places.served_by(worker):
-                model = lane.places.on_disk(worker)
-                if model is not None:
-                    mine.homes.append((site, model))
+            model = homes.get(worker.name)
+            if model is not None:
+                mine.homes.append((site, model))
 
     def _serve(self, engine: EngineCopy, lane: LaneCopy) -> None:
         engine.lanes.append(lane)
@@ -333,24 +343,28 @@ class _Run:
         while heap:
             noted, number, flow = heap[0]
             mine = self._flow(flow)
-            if noted != mine.key:
+            if self._shares and noted != mine.key:
                 heapq.heapreplace(heap, (mine.key, number, flow))
                 continue
             line = lane.lines.get(flow)
             if line is None:
-                line = lane.lines[flow] = LineCopy(self._ahead(flow, lane.key))
-            head = line.head()
-            if head is not None:
-                return HeadCopy(noted, head[0], mine, line, head[1])
-            if mine.coming:
-                return HeadCopy(noted, LAST, mine, line, None)
-            heapq.heappop(heap)
+                line = lane.lines[flow] = LineCopy(self._ahead(flow, lane))
+            job = line.head()
+            if job is None and not mine.coming:
+                heapq.heappop(heap)
+                continue
+            place = LAST if job is None else place_of(job)
+            if not self._shares and noted != place:
+                heapq.heapreplace(heap, (place, number, flow))
+                continue
+            return HeadCopy(mine.key if self._shares else 0.0, place, mine, line, job)
         return None
 
-    def _ahead(self, flow: Flow, key: LaneKey) -> Ahead:
-        found = self._seen.get((flow, key))
+    def _ahead(self, flow: Flow, lane: LaneCopy) -> Ahead:
+        found = self._seen.get((flow, lane.key))
         if found is None:
-            found = self._seen[flow, key] = Ahead(flow.lines.get(key))
+            line = flow.lines.get(lane.key) if flow in lane.startable else None
+            found = self._seen[flow, lane.key] = Ahead(line)
         return found
 
     def _flow(self, flow: Flow) -> FlowCopy:
@@ -366,7 +380,7 @@ class _Run:
         most = float(job.output_tokens) if job.output_tokens else float("inf")
         drawn = min(shape.draw_left(0.0, even_draw(job.number, self._number)) * tokens, most)
         mean = min(shape.mean * tokens, most)
-        stream = Stream(job, at_ms, prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms)
+        stream = Stream(job, at_ms, prompt_ms + drawn * output_ms, prompt_ms + mean * output_ms, engine.group)
         cost = self._parts.costs.predict(job, _model(engine, job))
         self._occupy(engine, lane, flow, cost, stream.drawn_ms, stream, at_ms)
         group = self._groups[engine.group]
@@ -399,7 +413,7 @@ class _Run:
             elif band.share and band.waits:
                 owed[key] = min(owed.get(key, band.owed) + band.share * cost, 4 * self._turn_cost(key))
         engine.advance(at_ms)
-        engine.shares = lane.key[1] in ENGINE_TASKS
+        engine.shares = lane.key.task_type in ENGINE_TASKS
         self._order += 1
         heapq.heappush(engine.ends, (engine.clock + takes_ms, self._order, stream))
         engine.free -= 1
@@ -414,8 +428,9 @@ class _Run:
     def _slowness(self, engine: EngineCopy, lane: LaneCopy) -> float:
         """Return how much longer this engine takes than costs say."""
         costs = self._parts.costs
-        here = costs.rates_at(lane.key[1], engine.model, engine.site.worker.name).output_ms
-        told = costs.rates(lane.key[1], engine.model).output_ms
+        task_type = lane.key.task_type
+        here = costs.rates_at(task_type, engine.model, engine.site.worker.name).output_ms
+        told = costs.rates(task_type, engine.model).output_ms
         return here / told if here and told else 1.0
 
     def _end_next(self, engine: EngineCopy, at_ms: float) -> None:
@@ -425,8 +440,9 @@ class _Run:
         if stream is not None:
             self._note_end(stream, at_ms)
         site = engine.site
-        engine.free += 1
-        site.free += 1
+        if stream is None or stream.frees:
+            engine.free += 1
+            site.free += 1
         site.alone = False
         swap = self._swaps.get(site.number)
         if swap is not None and swap.begun and not swap.loading and swap.is_drained:
@@ -448,8 +464,8 @@ class _Run:
         took_ms = (at_ms - stream.start_ms) * stream.mean_ms / max(stream.drawn_ms, 1.0)
         known = self._found.jobs[stream.job.number]
         known.note_end(stream.start_ms + took_ms)
-        if known.group >= 0:
-            self._groups[known.group].runs_ms += took_ms
+        if stream.group >= 0:
+            self._groups[stream.group].runs_ms += took_ms
 
     def _close(self) -> None:
         """Note when those end that still run: slots stay taken while jobs wait, and it grows quicker when none do."""
@@ -497,7 +513,8 @@ class _Run:
             if first is not None:
                 # A stranger has had nothing yet: where the others are is where it begins.
                 flow.key = first.key if guest.expected.user is None else max(flow.key, first.key)
-            heapq.heappush(lane.heap, (flow.key, flow.flow.number, flow.flow))
+            rank = flow.key if self._shares else LAST
+            heapq.heappush(lane.heap, (rank, flow.flow.number, flow.flow))
         flow.coming += 1
         for engine in self._serving[lane.number]:
             if engine.free > 0:
@@ -527,7 +544,7 @@ class _Run:
             swap = SwapCopy(model, victims, memory.load_ms(site.worker, model), at_ms)
             swap.band, swap.key = lane.band, head.key
             if victims:
-                self._have_patience(swap, site, at_ms)
+                self._have_patience(swap, lane.names, at_ms)
             again_ms = site.worker.refused_loads.get(model, 0) - self._parts.now_ms
             swap.due_ms = max(swap.due_ms, float(again_ms))
             drained_ms = max((each.last_ms() for each in victims), default=at_ms)
@@ -541,19 +558,19 @@ class _Run:
 
     def _victims(self, site: SiteCopy, model: str) -> list[EngineCopy] | None:
         """Return the engines that must go for a model; None: it cannot be loaded there."""
-        known = self._parts.placing.memory.victims(site.worker, model, {})
+        known = self._parts.placing.victims(site.worker, model)
         if not known:
             return None if known is None else []
         ids = {each.id for each in known}
         here = self._at[site.number]
         return [each for each in here if each.id in ids] or here[:1]
 
-    def _have_patience(self, swap: SwapCopy, site: SiteCopy, at_ms: float) -> None:
+    def _have_patience(self, swap: SwapCopy, names: frozenset[str], at_ms: float) -> None:
         """Say for how long, and for how much, the loaded model is still preferred to the flow whose turn has come."""
         parts = self._parts
         swap.most_cost = parts.settings.bands[swap.band].patience * swap.load_ms
         swap.due_ms = at_ms + swap.most_cost
-        bypass = None if at_ms else parts.placing.bypass_at(site.worker.name, swap.band)
+        bypass = None if at_ms else parts.placing.bypass_of(swap.band, names)
         if bypass is not None:
             swap.due_ms = max(0.0, bypass.since_ms + swap.most_cost - parts.now_ms)
             swap.cost = bypass.cost
@@ -638,7 +655,7 @@ class _Run:
         slots = swap.victims[0].slots if swap.victims else LOADED_SLOTS
         engine = EngineCopy(site, "", swap.model, slots, at_ms)
         for lane in self._lanes:
-            if lane.takes_any or (site, swap.model) in lane.homes:
+            if not lane.names or (site, swap.model) in lane.homes:
                 self._serve(engine, lane)
                 engine.group = lane.group
         self._at[site.number].append(engine)

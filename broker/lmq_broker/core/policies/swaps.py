@@ -6,7 +6,7 @@ Loads are explicit and one at a time; a model that something runs on, or that lm
 import msgspec
 
 from lmq_broker.core.models import catalog_names, names_of
-from lmq_broker.core.state import Instance, Worker
+from lmq_broker.core.state import Instance, OrderKey, Worker
 
 LOAD_MS = 10_000
 """Of a model whose load nobody has measured and whose size is not known."""
@@ -33,9 +33,14 @@ class Swap(msgspec.Struct):
     names: frozenset[str]
     """Of the model, as jobs name it."""
     band: int
+    """Stricter ones go on; -1: an order, for which nothing more starts on the victims."""
     key: float
     """Of the flow it is done for: others may fill in until they are this far beyond it."""
     since_ms: int
+    user: str
+    """Whose job it is done for, or who ordered it."""
+    order: OrderKey | None = None
+    """The order that it carries out."""
 
 
 class Memory:
@@ -86,8 +91,10 @@ class Memory:
         """Return for how long an instance has been loaded."""
         return now_ms - self._loaded_ms.get((instance.worker.name, instance.id), now_ms)
 
-    def victims(self, worker: Worker, model: str, demand: dict[str, float]) -> list[Instance] | None:
-        """Return the instances that must go before a model can be loaded; None if too much of it is not ours.
+    def victims(
+        self, worker: Worker, model: str, demand: dict[str, float], pinned: frozenset[str] = frozenset()
+    ) -> list[Instance] | None:
+        """Return the instances that must go before a model can be loaded; None if too much is pinned or not ours.
 
         Those with least demand go first; of equal demand, those that run least.
         """
@@ -107,7 +114,7 @@ class Memory:
         if fits():
             return []
         chosen = []
-        ours = [instance for instance in worker.instances.values() if instance.ours]
+        ours = [each for each in worker.instances.values() if each.ours and each.id not in pinned]
         for instance in sorted(ours, key=lambda each: (demand.get(each.id, 0.0), each.leased, each.id)):
             chosen.append(instance)
             count -= 1

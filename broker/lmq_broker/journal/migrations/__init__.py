@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable
 
-VERSION = 2
+VERSION = 3
 """The version this program writes."""
 
 
@@ -12,5 +12,16 @@ def _without_index_of_ids(connection: sqlite3.Connection) -> None:
     connection.execute("DROP INDEX IF EXISTS jobs_id")
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _without_index_of_ids}
+def _with_usage(connection: sqlite3.Connection) -> None:
+    """Daily sums begin; of jobs that ended before, their tokens are not known."""
+    connection.execute(
+        'CREATE TABLE IF NOT EXISTS "usage" ("day" INTEGER NOT NULL, "user" TEXT NOT NULL, "model" TEXT NOT NULL,'
+        ' "task_type" TEXT NOT NULL, "done" INTEGER NOT NULL, "dead" INTEGER NOT NULL, "cancelled" INTEGER NOT NULL,'
+        ' "expired" INTEGER NOT NULL, "prompt_tokens" INTEGER NOT NULL, "output_tokens" INTEGER NOT NULL,'
+        ' "engine_ms" INTEGER NOT NULL, "waits" BLOB NOT NULL, "runs" BLOB NOT NULL,'
+        ' PRIMARY KEY ("day", "user", "model", "task_type")) WITHOUT ROWID'
+    )
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _without_index_of_ids, 2: _with_usage}
 """From version -> what makes it the next version."""
