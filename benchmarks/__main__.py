@@ -13,7 +13,7 @@ import click
 from benchmarks.command import Wishes, begin, say, standing_options
 from benchmarks.results import ROOT
 
-NAMES = ("compare", "added", "scale", "text", "adaptive", "fairness")
+NAMES = ("compare", "added", "scale", "text", "adaptive", "fairness", "eta")
 
 # What a benchmark gets to end its own processes in.
 _STOP_TIMEOUT_S = 30.0
@@ -39,7 +39,7 @@ def run(name: str, wishes: Wishes) -> bool:
 @standing_options
 @click.option("--only", metavar="NAME", multiple=True, type=click.Choice(NAMES), help="Run only this one.")
 def main(only: tuple[str, ...], quick: bool, no_write: bool, output: Path, directory: Path) -> None:
-    """Run all benchmarks one after the other: compare, added, scale, text, adaptive, fairness.
+    """Run all benchmarks one after the other: compare, added, scale, text, adaptive, fairness, eta.
 
     Each writes its own section of docs/benchmarks.md; one that fails does not stop the others.
     """

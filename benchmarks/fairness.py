@@ -71,7 +71,8 @@ def report(
         lines.append(targets_table(targets))
         lines.append(
             "What decisions cost is under [With much queued](#with-much-queued), the adaptive limit under "
-            "[Adaptive concurrency](#adaptive-concurrency). Estimates of time are not measured here.\n"
+            "[Adaptive concurrency](#adaptive-concurrency). Estimates of time are under "
+            "[How long it takes](#how-long-it-takes).\n"
         )
     lines += [part.text for part in parts]
     if pictures:

@@ -29,6 +29,8 @@ WORK_PER_MS = 5
 """One made unasked costs no more than so much a millisecond of waiting for the next: half a percent of a core."""
 STALE_MS = 10_000
 """An older one says nothing of now."""
+OLD = 0.7
+"""Weight of what was said before beside what is found now."""
 SLICE = 400
 """Work on a look-out at the end of one turn: about a millisecond."""
 SAMPLES = 500
@@ -126,24 +128,33 @@ class Eta:
     def waits(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[Seconds, Seconds] | None:
         """Return when a ready job starts and when it is done; None if nothing says so."""
         self._asked = True
+        found = self.foreseen(state, job, ahead, now)
+        if found is None:
+            return None
+        start_ms, end_ms = found
+        if job.number in self.outlook.jobs:
+            start = self._starts.around_ms(start_ms)
+        else:
+            start = self._reckoned_starts.around_ms(start_ms)
+            if _is_asked_for(job, now):
+                self._reckoned_starts.follow(job, start_ms, now)
+        end = self._ends.around_ms(end_ms)
+        # It cannot be done before it starts.
+        return _seconds(start), _seconds((max(start[0], end[0]), max(start[1], end[1])))
+
+    def foreseen(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[float, float] | None:
+        """Return how long it is to a ready job's start and end, as one number each, in milliseconds."""
         hold = state.queue_holds.get(job.queue)
         if not self._is_of_now(now) or (hold is not None and hold.kind == "pause"):
             return None
         known = self.outlook.jobs.get(job.number)
         if known is not None and known.group >= 0:
-            start_ms, end_ms = self._left_ms(known, now)
-            start = self._starts.around_ms(start_ms)
-        else:
-            group = self.outlook.group_at(state.policy.lane_of(job))
-            if group is None or not group.starts:
-                return None
-            start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - self._age_ms(now))
-            end_ms = start_ms + group.runs_ms / group.starts
-            start = self._reckoned_starts.around_ms(start_ms)
-            self._reckoned_starts.follow(job, start_ms, now)
-        end = self._ends.around_ms(end_ms)
-        # It cannot be done before it starts.
-        return _seconds(start), _seconds((max(start[0], end[0]), max(start[1], end[1])))
+            return self._left_ms(known, now)
+        group = self.outlook.group_at(state.policy.lane_of(job))
+        if group is None or not group.starts:
+            return None
+        start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - self._age_ms(now))
+        return start_ms, start_ms + group.runs_ms / group.starts
 
     def runs_for(self, lease: Lease, now: Now) -> Seconds | None:
         """Return when a running job is done; None if nothing says so."""
@@ -218,6 +229,7 @@ class Eta:
             if self._work - before >= SLICE:
                 return True
         self._steps = None
+        self._blend()
         self.outlook = self._draft
         self._rank()
         self._follow_up(now)
@@ -234,6 +246,18 @@ class Eta:
         if not every_ms or age_ms < max(every_ms, self._work // WORK_PER_MS):
             return False
         return any(queue.counts[State.READY] for queue in state.queues.values())
+
+    def _blend(self) -> None:
+        """Let what was said before count as well: it was found with other lengths, and what people see moves less."""
+        since_ms = self._draft.made_ms - self.outlook.made_ms
+        if since_ms >= STALE_MS:
+            return
+        for number, each in self._draft.jobs.items():
+            before = self.outlook.jobs.get(number)
+            if before is not None and before.group >= 0 and each.group >= 0:
+                start_ms, end_ms = max(0.0, before.start_ms - since_ms), max(0.0, before.end_ms - since_ms)
+                each.start_ms += OLD * (start_ms - each.start_ms)
+                each.end_ms += OLD * (end_ms - each.end_ms)
 
     def _rank(self) -> None:
         """Put the jobs of each group in the order of their starts."""
@@ -254,7 +278,7 @@ class Eta:
             record.drop_ended()
         for each in self.outlook.jobs.values():
             start_ms, end_ms = self._left_ms(each, now)
-            if each.job.state is State.READY and each.group >= 0:
+            if each.group >= 0 and _is_asked_for(each.job, now):
                 self._starts.follow(each.job, start_ms, now)
                 self._ends.follow(each.job, end_ms, now)
             elif each.job.lease is not None and each.group < 0:
@@ -270,6 +294,11 @@ class Eta:
                 if self._told_ahead.get(number) != ahead:
                     leases.publish_progress(state, out, job, ahead)
         self._told_ahead = told
+
+
+def _is_asked_for(job: Job, now: Now) -> bool:
+    """Tell whether somebody may ask for it: what starts at once would teach ranges that those who look do not need."""
+    return job.state is State.READY and now.mono_ms - job.ready_since_ms >= FRESH_MS
 
 
 def _seconds(times_ms: Range) -> Seconds:

@@ -134,8 +134,10 @@ class Replay:
         self.state: BrokerState
         self._workers = [_Worker(number, model, model.models[:1]) for number, model in enumerate(engines)]
         self._by_peer = {worker.peer: worker for worker in self._workers}
+        # Nobody asks here when a job starts, unless somebody does.
+        settings = msgspec.structs.replace(settings, outlook_every_ms=0)
         self.state, _ = recover(
-            _EMPTY, settings, self._now(), software="forecast", seed=1, fresh_id=bytes(16), fresh_secret=bytes(32)
+            _EMPTY, settings, self.now, software="forecast", seed=1, fresh_id=bytes(16), fresh_secret=bytes(32)
         )  # fmt: skip
         self._wake_ms = 0
         self._commands = 0
@@ -173,7 +175,7 @@ class Replay:
                 report_ms = self.now_ms + REPORT_EVERY_MS
                 self._report()
             self._wake_ms = self.now_ms + _BEAT_MS
-            self._carry_out(step(self.state, TurnEnded(), self._now()))
+            self._carry_out(step(self.state, TurnEnded(), self.now))
             if coming is not None or any(worker.due or worker.engine.streams for worker in self._workers):
                 self._moved_ms = self.now_ms
             yield
@@ -245,11 +247,13 @@ class Replay:
 
     # --- the broker --------------------------------------------------------------------------------------------------
 
-    def _now(self) -> Now:
+    @property
+    def now(self) -> Now:
+        """The broker's clocks."""
         return Now(_START_MS + self.now_ms, _WALL_MS + self.now_ms)
 
     def _say(self, peer: PeerId, message: FromPeer, body: bytes = b"") -> None:
-        self._carry_out(step(self.state, Received(peer, _LOOPBACK, message, body), self._now()))
+        self._carry_out(step(self.state, Received(peer, _LOOPBACK, message, body), self.now))
 
     def _carry_out(self, effects: Iterable[object]) -> None:
         for effect in effects:

@@ -282,18 +282,13 @@ def _running(view: View, sort: str) -> Table:
             ((short(job.id), ""), (one_line(job.user), ""), (one_line(job.task_type), ""), (model_of(job), ""),
              (one_line(job.worker), ""), (str(job.priority), ""),
              (duration(max(0, now_ms - job.started_at_ms) / 1000) if job.started_at_ms else "", ""),
-             (_doing(job), "yellow" if job.phase == "stopping" else "")),
+             (where(job), "yellow" if job.phase == "stopping" else "")),
             job=job)
         for job in _sorted(view.running, order[sort])
     ]  # fmt: skip
     total = view.health.counts.get("leased", 0)
     title = _titled(_counted("RUNNING", len(rows), total, view.user), Pane.RUNNING, sort)
     return Table(title, _RUNNING_COLUMNS, rows, "nothing runs")
-
-
-def _doing(job: JobStatus) -> str:
-    """Return what a job does, and when it is thought to be done."""
-    return where(job) + (f", done in {span(job.done_in_s)}" if job.done_in_s is not None else "")
 
 
 def _waiting(view: View, sort: str) -> Table:
