@@ -157,7 +157,7 @@ def _ask_for(replay: Replay, job_id: bytes, asked: dict[bytes, Asked]) -> None:
     if told is None or foreseen is None:
         return
     if job_id not in asked:
-        asked[job_id] = Asked(replay.served[job_id], replay.now_ms, foreseen, told)
+        asked[job_id] = Asked(replay.served[job_id], replay.now_ms, foreseen[:2], told)
     asked[job_id].latest_ms.append(replay.now_ms + told[0][1] * 1000)
 
 

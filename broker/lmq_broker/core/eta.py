@@ -10,6 +10,7 @@ import msgspec
 
 from lmq_broker.core import leases
 from lmq_broker.core.chronicle import Out
+from lmq_broker.core.floors import NO_FLOOR, Floor, floor_of
 from lmq_broker.core.intervals import Interval, Range
 from lmq_broker.core.policies.base import Spent
 from lmq_broker.core.policies.crowd import Crowd
@@ -119,11 +120,7 @@ class Eta:
         self._asked = True
         if self._is_of_now(now) and job.number in self._ranks:
             return self._seen_ahead(job.number)
-        lane = state.policy.lane_of(job)
-        crowd = self._crowds.get(lane)
-        if crowd is None:
-            crowd = self._crowds[lane] = state.policy.crowd(job, leases.fleet(state))
-        return crowd.ahead_of(job)
+        return self._crowd(state, job).ahead_of(job)
 
     def waits(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[Seconds, Seconds] | None:
         """Return when a ready job starts and when it is done; None if nothing says so."""
@@ -131,30 +128,66 @@ class Eta:
         found = self.foreseen(state, job, ahead, now)
         if found is None:
             return None
-        start_ms, end_ms = found
-        if job.number in self.outlook.jobs:
+        start_ms, end_ms, sure_ms = found
+        if self._is_played(job):
             start = self._starts.around_ms(start_ms)
         else:
             start = self._reckoned_starts.around_ms(start_ms)
             if _is_asked_for(job, now):
                 self._reckoned_starts.follow(job, start_ms, now)
+        start = max(start[0], sure_ms), max(start[1], sure_ms)
         end = self._ends.around_ms(end_ms)
         # It cannot be done before it starts.
         return _seconds(start), _seconds((max(start[0], end[0]), max(start[1], end[1])))
 
-    def foreseen(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[float, float] | None:
-        """Return how long it is to a ready job's start and end, as one number each, in milliseconds."""
+    def _is_played(self, job: Job) -> bool:
+        known = self.outlook.jobs.get(job.number)
+        return known is not None and known.group >= 0
+
+    def _crowd(self, state: BrokerState, job: Job) -> Crowd:
+        lane = state.policy.lane_of(job)
+        crowd = self._crowds.get(lane)
+        if crowd is None:
+            crowd = self._crowds[lane] = state.policy.crowd(job, leases.fleet(state))
+        return crowd
+
+    def foreseen(
+        self, state: BrokerState, job: Job, ahead: int, now: Now
+    ) -> tuple[float, float, float] | None:
+        """Return how long it is to a ready job's start and end, as one number each, and how long it is at least."""
         hold = state.queue_holds.get(job.queue)
         if not self._is_of_now(now) or (hold is not None and hold.kind == "pause"):
             return None
-        known = self.outlook.jobs.get(job.number)
-        if known is not None and known.group >= 0:
-            return self._left_ms(known, now)
         group = self.outlook.group_at(state.policy.lane_of(job))
-        if group is None or not group.starts:
+        if group is None:
             return None
-        start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - self._age_ms(now))
-        return start_ms, start_ms + group.runs_ms / group.starts
+        takes_ms = group.runs_ms / group.starts if group.starts else 0.0
+        floor = self._floor(state, job, ahead, takes_ms, now)
+        if self._is_played(job):
+            start_ms, end_ms = self._left_ms(self.outlook.jobs[job.number], now)
+        elif group.starts:
+            start_ms = max(0.0, group.first_ms + ahead * group.pace_ms - self._age_ms(now))
+            end_ms = start_ms + takes_ms
+        elif floor is not NO_FLOOR and group.slots:
+            # Nobody of those who wait may start yet.
+            start_ms, end_ms = 0.0, self._crowd(state, job).cost
+        else:
+            return None
+        if floor is None:
+            return None
+        later_ms = max(0.0, floor.likely_ms - start_ms)
+        return start_ms + later_ms, end_ms + later_ms, floor.sure_ms
+
+    def _floor(self, state: BrokerState, job: Job, ahead: int, takes_ms: float, now: Now) -> Floor | None:
+        """Return the earliest start that limits allow; None: none."""
+        buckets = list(state.limits.taken_by(job.user, job.queue, job.task_type))
+        if not buckets:
+            return NO_FLOOR
+        crowd = self._crowd(state, job)
+        running = [
+            (each.job, self._left_ms(each, now)[1]) for each in self.outlook.jobs.values() if each.job.lease
+        ]
+        return floor_of(buckets, crowd.own_before(job), ahead, running, takes_ms or crowd.cost, now.mono_ms)
 
     def runs_for(self, lease: Lease, now: Now) -> Seconds | None:
         """Return when a running job is done; None if nothing says so."""

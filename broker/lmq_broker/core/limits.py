@@ -263,6 +263,14 @@ class Limits:
 
     # --- what runs ---------------------------------------------------------------------------------------------------
 
+    def taken_by(self, user: str, queue: str, task_type: str) -> Iterator[Bucket]:
+        """Yield the buckets that the start of a user's job is taken from, wherever it starts."""
+        for kind in ("running", *RATES) if self._rules else ():
+            for name, limit in self._for(kind, queue, task_type):
+                bucket = None if limit.refuse else self._bucket(name, limit, user)
+                if bucket is not None:
+                    yield bucket
+
     def blocks(self, user: str | None, queue: str, task_type: str, now_ms: int) -> Bucket | None:
         """Return the bucket that lets no more jobs start: of a user, or with None, of all together."""
         if not self._rules:

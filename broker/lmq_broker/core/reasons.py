@@ -102,7 +102,9 @@ def _why_open(
     if view.ahead:
         reasons += _why_behind(state, job, view.ahead, who)
         if job.priority < bounds.PRIORITY_MAX:
-            hints.insert(0, f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}")
+            sooner = f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}"
+            # It helps where nothing but others is in the way.
+            hints.insert(0 if reasons[0].code == "ahead" else len(hints), sooner)
     if view.own_priority is not None:
         text = f"a job that waits for it lifts it from priority {view.own_priority} to {job.priority}"
         fields = {"priority": job.priority, "own_priority": view.own_priority}

@@ -184,10 +184,10 @@ def _running(status: JobStatus) -> str:
     parts = [status.stage or status.phase or "sent"]
     if status.progress:
         parts[0] += f" {status.progress:.0%}"
+    if status.done_in_s is not None:
+        parts.append(when(status.done_in_s, "done"))
     if status.tokens:
         parts.append(count(status.tokens, "token"))
     if status.tokens_per_s:
         parts.append(f"{status.tokens_per_s:.0f}/s")
-    if status.done_in_s is not None:
-        parts.append(when(status.done_in_s, "done"))
     return ", ".join(parts)

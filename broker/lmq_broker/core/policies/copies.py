@@ -3,6 +3,7 @@
 No copy refers back to what refers to it: the broker runs without the cyclic garbage collector.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from lmq_broker.core.policies.arrivals import Expected
@@ -105,15 +106,21 @@ class LaneCopy:
         self.pool = pool
         self.band = band
         self.key: LaneKey = lane.key
-        self.jobs = lane.jobs
+        self.jobs = lane.jobs - sum(flow.lines[lane.key].size for flow in lane.parked)
+        """That may start: a limit holds none of them."""
         self.names = lane.places.names
         self.heap: list[tuple[Rank, int, Flow]] = lane.standing.entries()
-        self.startable = lane.standing.noted
+        self.startable: Container[Flow] = lane.standing.noted
         """The flows of which jobs may start; those that a limit holds are not among them."""
         self.lines: dict[Flow, LineCopy] = {}
         self.homes: list[tuple[SiteCopy, str]] = []
         """Workers that could load a model for it, with the model's key there."""
         self.group = -1
+
+    def hold(self) -> None:
+        """A limit holds all of its jobs."""
+        self.jobs = 0
+        self.startable = ()
 
 
 class SiteCopy:

@@ -25,7 +25,6 @@ class Crowd:
 
     __slots__ = (
         "_at",
-        "_cost",
         "_each_is",
         "_flows",
         "_rates",
@@ -34,6 +33,7 @@ class Crowd:
         "_shares",
         "_standing",
         "_wanting",
+        "cost",
         "stricter",
     )
 
@@ -56,7 +56,7 @@ class Crowd:
         self.stricter = sum(
             lane.jobs for lanes in pool.lanes[:index] for key, lane in lanes.items() if key in self._wanting
         )
-        self._cost = max(pool.lanes[index][own].mean_cost, 1.0)
+        self.cost = max(pool.lanes[index][own].mean_cost, 1.0)
         self._flows = pool.bands[index].flows
         flows = list(self._flows.values())
         if len(flows) > FLOWS:
@@ -70,7 +70,7 @@ class Crowd:
         for flow in flows:
             waiting = sum(line.size for key, line in flow.lines.items() if key in self._wanting)
             if waiting:
-                per_job = self._cost / flow.weight
+                per_job = self.cost / flow.weight
                 bends.append((flow.key - per_job, 1 / per_job))
                 bends.append((flow.key + (waiting - 1) * per_job, -1 / per_job))
         bends.sort()
@@ -94,10 +94,14 @@ class Crowd:
             return self.stricter + int(before * self._each_is + _SLACK)
         flow = self._flow(job)
         mine = self._before(flow, job)
-        others = self._started(flow.key + mine * self._cost / flow.weight)
+        others = self._started(flow.key + mine * self.cost / flow.weight)
         if flow in self._seen:
             others -= mine + 1
         return self.stricter + mine + max(0, int(others * self._each_is + _SLACK))
+
+    def own_before(self, job: Job) -> int:
+        """Return how many jobs of the same user, or of the same app, come before a job."""
+        return self._before(self._flow(job), job)
 
     def _flow(self, job: Job) -> Flow:
         """Return a job's flow: its user's, or of all users of its app."""

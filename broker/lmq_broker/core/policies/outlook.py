@@ -196,20 +196,18 @@ class _Run:
         heapq.heappush(engine.ends, (drawn_ms, self._order, Stream(job, 0.0, drawn_ms, mean_ms, -1, frees)))
 
     def _look_at_lanes(self) -> Iterator[None]:
-        held = self._parts.fleet.held_queues
+        held, limits = self._parts.fleet.held_queues, self._parts.limits
         for name, pool in list(self._parts.pools.items()):
             for index, lanes in enumerate(pool.lanes):
                 for lane in list(lanes.values()):
-                    # What tasks use, and what queues may start in all, is not played.
-                    if lane.key.queue not in held and not lane.key.uses and not self._is_full(lane.key):
-                        self._look_at_lane(LaneCopy(len(self._lanes), name, index, lane), lane)
+                    # What tasks use is not played.
+                    if lane.key.queue not in held and not lane.key.uses:
+                        mine = LaneCopy(len(self._lanes), name, index, lane)
+                        if limits.blocks(None, lane.key.queue, lane.key.task_type, self._parts.now_ms):
+                            mine.hold()
+                        self._look_at_lane(mine, lane)
                         self._work += len(self._sites)
                         yield
-
-    def _is_full(self, key: LaneKey) -> bool:
-        """Tell whether a limit holds all jobs of a lane, whoever they are of."""
-        limits = self._parts.limits
-        return limits.blocks(None, key.queue, key.task_type, self._parts.now_ms) is not None
 
     def _look_at_lane(self, mine: LaneCopy, lane: Lane) -> None:
         here = {(each.worker.name, each.id) for each in lane.places.loaded(self._parts.fleet)}

@@ -155,7 +155,7 @@ def test_running_jobs_say_their_phase_speed_and_end() -> None:
         running(done_in_s=(3.0, 9.0)), running(loading, phase="loading", progress=0.4, tokens=0, tokens_per_s=0.0)
     ]  # fmt: skip
     model = a_model(a_view(running=jobs))
-    assert "writing, 42 tokens, 19/s, done in 3-9 s" in line_with(model, "JRRRR1", 119)
+    assert "writing, done in 3-9 s, 42 tokens, 19/s" in line_with(model, "JRRRR1", 119)
     assert "loading 40%" in line_with(model, "JRRRR2")
     assert " 7 s " in line_with(model, "JRRRR1")
 

@@ -1,0 +1,62 @@
+"""How limits put a job off: the earliest start that they allow it, whoever's turn it is."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lmq_broker.core.limits import RATES, Bucket
+from lmq_broker.core.state import Job
+
+
+class Floor(NamedTuple):
+    """No sooner than this, in milliseconds from now."""
+
+    likely_ms: float
+    sure_ms: float
+    """What no early end of another job changes."""
+
+
+NO_FLOOR = Floor(0.0, 0.0)
+
+
+def floor_of(
+    buckets: Iterable[Bucket],
+    own: int,
+    ahead: int,
+    running: list[tuple[Job, float]],
+    takes_ms: float,
+    now_ms: int,
+) -> Floor | None:
+    """Return the floor under a job's start; None: the limits let it never start.
+
+    Args:
+        buckets: what its start would be taken from.
+        own: jobs of its user that come before it.
+        ahead: jobs of anybody that do.
+        running: what runs, and how long it still does.
+        takes_ms: how long such a job runs.
+        now_ms: monotonic.
+    """
+    likely_ms = sure_ms = 0.0
+    for bucket in buckets:
+        limit = bucket.limit
+        if limit.value <= 0:
+            return None
+        before = own if bucket.subject else ahead
+        if limit.of in RATES:
+            opens_ms = bucket.opens_ms(now_ms) - now_ms
+            if limit.of == "jobs":
+                opens_ms += before * limit.per_ms / limit.value
+            sure_ms = max(sure_ms, opens_ms)
+        elif (turn := before - int(limit.value - bucket.used)) >= 0:
+            ends_ms = sorted(left_ms for job, left_ms in running if _counts(bucket, job)) or [takes_ms]
+            likely_ms = max(likely_ms, ends_ms[turn % len(ends_ms)] + turn // len(ends_ms) * takes_ms)
+    return Floor(max(likely_ms, sure_ms), sure_ms)
+
+
+def _counts(bucket: Bucket, job: Job) -> bool:
+    limit = bucket.limit
+    return (
+        bucket.subject in ("", job.user)
+        and limit.queue in ("", job.queue)
+        and limit.task_type in ("", job.task_type)
+    )
