@@ -263,7 +263,7 @@ def _accept(
         due_at_ms=due_at_ms,
         expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
     )
-    if parents.is_awaited(state, waits_for):
+    if waits_for and parents.is_awaited(state, waits_for):
         job.state = State.BLOCKED
     elif due_at_ms > now.wall_ms:
         job.state = State.DELAYED
@@ -272,9 +272,10 @@ def _accept(
         state.keys[user, spec.key] = Key(job.id, job.terms.digest)
     put(state, out, JobAdded(image(job), payload))
     jobs.admit(state, job, now)
-    state.limits.submitted(
-        job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
-    )
+    if state.limits.active:
+        state.limits.submitted(
+            job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
+        )
     tell(state, now, Kind.ACCEPTED, job)
     return job
 

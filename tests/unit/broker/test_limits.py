@@ -366,7 +366,7 @@ def test_what_users_who_are_gone_have_left_is_dropped_and_what_holds_stays(
     for number in range(100):
         now_ms = 100 * number
         rates.due(now_ms)
-        rates.start(number, (f"user-{number}", "q", "t", "m", "w"), 0.0, now_ms)
+        rates.start((f"user-{number}", "q", "t", "m", "w"), 0.0, now_ms)
     assert len(rates._buckets) <= 40
     assert all(rates.blocks(f"user-{number}", "q", "t", 9900) for number in range(95, 100)), (
         "these may not start yet"

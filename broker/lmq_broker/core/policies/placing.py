@@ -68,6 +68,11 @@ class Placing:
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether an endpoint is being drained, or somebody waits for one to be."""
+        return bool(self._swaps or self._bypasses or self._contests)
+
     def begin(self, now_ms: int) -> None:
         """A decision begins: nobody has been passed over in it yet."""
         self._now_ms = now_ms
