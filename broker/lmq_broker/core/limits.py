@@ -60,14 +60,15 @@ class Bucket:
         """Take something out of a rate."""
         self.tat_ms = max(float(now_ms), self.tat_ms) + amount * self.limit.per_ms / self.limit.value
 
-    def opens_ms(self, now_ms: int) -> float:
-        """Return when a rate lets the next one through; a time that is past: now."""
+    def opens_ms(self, now_ms: int, jobs: int = 1) -> float:
+        """Return when a rate lets the next one through, or so many together; a time that is past: now."""
         limit = self.limit
         if limit.value <= 0:
             return float(1 << 62)
         every_ms = limit.per_ms / limit.value
         # One job needs room for itself; of tokens some must be left, and the last job may take more: it is paid off.
-        need = every_ms if limit.of == "jobs" else 1.0
+        # More than go at once go together when nothing is missing.
+        need = every_ms * min(jobs, burst_of(limit)) if limit.of == "jobs" else 1.0
         return max(self.tat_ms, float(now_ms)) + need - burst_of(limit) * every_ms
 
 
@@ -239,12 +240,16 @@ class Limits:
                         bucket.used += amount
 
     def full(
-        self, user: str, queue: str, task_type: str, payload_bytes: int, adding: int, now_ms: int
+        self, user: str, queue: str, task_type: str, adding: tuple[int, int], now_ms: int
     ) -> tuple[Bucket, float] | None:
-        """Return the bucket that has no room for more jobs, and the seconds until it has, 0: not known."""
+        """Return the bucket that has no room for so many jobs with so many bytes, and the seconds until it has.
+
+        0: that is not known.
+        """
+        jobs, payload_bytes = adding
         if not self.active:
             return None
-        for kind, amount in (("queued", adding), ("bytes", payload_bytes)):
+        for kind, amount in (("queued", jobs), ("bytes", payload_bytes)):
             for name, limit in self._for(kind, queue, task_type):
                 bucket = self._bucket(name, limit, user)
                 if bucket is not None and bucket.used + amount > limit.value:
@@ -252,8 +257,8 @@ class Limits:
         for kind in RATES:
             for name, limit in self._for(kind, queue, task_type):
                 bucket = self._bucket(name, limit, user) if limit.refuse else None
-                if bucket is not None and bucket.opens_ms(now_ms) > now_ms:
-                    return bucket, (bucket.opens_ms(now_ms) - now_ms) / 1000
+                if bucket is not None and (opens_ms := bucket.opens_ms(now_ms, jobs)) > now_ms:
+                    return bucket, (opens_ms - now_ms) / 1000
         return None
 
     def submitted(self, user: str, queue: str, task_type: str, tokens: int, now_ms: int) -> None:

@@ -385,3 +385,25 @@ def test_rates_that_are_empty_again_leave_the_journal() -> None:
         a_memory(meta=meta), Settings(), later, software="test", seed=1, fresh_id=bytes(16), fresh_secret=b"s"
     )
     assert [each.value for each in only(effects, MetaSet) if each.name == name] == [b""]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        Limit(of="bytes", value=5),
+        Limit(of="queued", value=2),
+        Limit(of="jobs", value=2, per_ms=60_000, refuse=True),
+    ],
+)
+def test_an_atomic_batch_is_never_accepted_in_part(limit: Limit) -> None:
+    broker = a_broker(clients=["ann"], settings=limited(limit))
+    batch = [spec(name, payload=b"xx") for name in ("a", "b", "c")]
+    told = [
+        each.outcome for each in outcomes(broker.submit("ann", *batch, payloads=[b"xx"] * 3, atomic=True))
+    ]
+    assert told == (["accepted"] * 3 if limit.of == "jobs" else ["refused"] * 3)
+    fewer = [spec(name, payload=b"xx") for name in ("d", "e")]
+    told = [
+        each.outcome for each in outcomes(broker.submit("ann", *fewer, payloads=[b"xx"] * 2, atomic=True))
+    ]
+    assert told == (["refused"] * 2 if limit.of == "jobs" else ["accepted"] * 2)
