@@ -20,6 +20,7 @@ from lmq_proto.messages import (
     Enlisted,
     Events,
     Finished,
+    Group,
     JobView,
     Listed,
     Payload,
@@ -87,6 +88,8 @@ class Checks:
         self.evil = bool(network.evil)
         self.counts: dict[str, int] = {}
         """How often each kind of message left: what a run has exercised."""
+        self.rides: dict[Key, Key] = {}
+        """Leases that share a slot -> the first of them."""
 
     # --- what leaves the broker ---
 
@@ -233,11 +236,13 @@ class Checks:
             )
         others.append(run)
         if not self.evil and not port.disturbances:
-            beside = sum(
-                each.port is port and each.instance_id == instance_id and each.key not in self.stopped
+            rides = {
+                self.rides.get(each.key, each.key)
                 for runs in self.running.values()
                 for each in runs
-            )
+                if each.port is port and each.instance_id == instance_id and each.key not in self.stopped
+            }
+            beside = len(rides)
             assert beside <= slots, f"{beside} jobs at {port.name}/{instance_id}, which has {slots} slots"
 
     def _is_excused(self, run: Run) -> bool:
@@ -294,9 +299,22 @@ class Checks:
         worker = next(worker for worker in state.workers.values() if worker.peer == effect.peer)
         for group in effect.message.groups:
             instance = worker.instances[group.leases[0].instance_id]
+            keys = [(lease.job_id, lease.epoch, lease.attempt) for lease in group.leases]
+            self.rides.update((key, keys[0]) for key in keys)
+            if len(keys) > 1:
+                self.counts["rides"] = self.counts.get("rides", 0) + 1
+                self._check_group(state, group)
             assert instance.leased <= instance.slots, (
                 f"{instance.leased} leases at {worker.name}/{instance.id}, which has {instance.slots} slots"
             )
+
+    def _check_group(self, state: BrokerState, group: Group) -> None:
+        """Only embeddings with one key ride together, and none that is suspect."""
+        jobs = [state.jobs[lease.job_id] for lease in group.leases]
+        alike = {(job.task_type, job.queue, job.models, job.terms.merge) for job in jobs}
+        assert len(alike) == 1, alike
+        assert all(job.terms.merge and not job.past.suspect for job in jobs)
+        assert len({job.id for job in jobs}) == len(jobs)
 
     def crashed(self) -> None:
         """Excuse leases that were sent before they were on disk: the crash has undone them."""

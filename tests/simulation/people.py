@@ -6,7 +6,7 @@ is promised is checked here: texts without a hole or a splice, events without a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -24,6 +24,7 @@ from lmq_proto.messages import (
     JobEnd,
     JobFilter,
     JobSpec,
+    Limit,
     ListJobs,
     ListModels,
     ListQueues,
@@ -33,10 +34,12 @@ from lmq_proto.messages import (
     Pause,
     Payload,
     Piece,
+    ResetLimits,
     Resume,
     Retry,
     SetAlias,
     SetDefaultModel,
+    SetLimit,
     Status,
     Submit,
     Target,
@@ -137,7 +140,14 @@ class Person:
     """Someone who submits jobs, looks, acts, reads, and remembers all that it was told."""
 
     def __init__(
-        self, world: World, checks: Checks, name: str, *, batch_max: int, kin: Random | None
+        self,
+        world: World,
+        checks: Checks,
+        name: str,
+        *,
+        batch_max: int,
+        kin: Random | None,
+        rules: Random | None,
     ) -> None:
         self.world = world
         self.checks = checks
@@ -146,6 +156,8 @@ class Person:
         self.batch_max = batch_max
         self.kin = kin
         """Chooses for which jobs others wait; None: for none."""
+        self.rules = rules
+        """Chooses limits, sessions, merge keys and resources; None: there are none."""
         self.specs: dict[bytes, JobSpec] = {}
         self.mine: dict[bytes, bool | None] = {}
         """Jobs submitted: accepted, refused, not known yet."""
@@ -169,6 +181,8 @@ class Person:
             (30, 20, 10, 25, 5, 5, 8),
         )[0]
         action()
+        if self.rules is not None and self.rules.random() < 0.15:
+            self.limit(self.rules)
         self.world.after(random.choice((0, 20, 300, 2000, 6000)), self.act)
 
     @property
@@ -184,6 +198,12 @@ class Person:
         payloads: list[bytes] = []
         for _ in range(count):
             spec, payload = self._new_spec()
+            specs.append(spec)
+            payloads.append(payload)
+            self.specs[spec.id] = spec
+            self.mine[spec.id] = None
+            self.checks.submitted[spec.id] = payload
+        for spec, payload in self._more_like(specs, payloads):
             specs.append(spec)
             payloads.append(payload)
             self.specs[spec.id] = spec
@@ -235,10 +255,60 @@ class Person:
             failures=random.choice((0, 0, 1, 5)),
             keep_ms=random.choice((0, 0, 0, 1000, 10_000)),
             parents=self._parents(),
+            **self._wishes(task_type),
         )
         if key:
             self.keys.setdefault(key, job.id)
         return job, payload
+
+    def _wishes(self, task_type: str) -> dict[str, Any]:
+        """Return what a job may say of where and with whom it runs."""
+        rules = self.rules
+        if rules is None:
+            return {}
+        wishes: dict[str, Any] = {"session": rules.choice(("", "", "s1", "s2"))}
+        if task_type == "embed":
+            wishes["merge"] = rules.choice(("", "one", "one", "two"))
+        if task_type == "train":
+            wishes["uses"] = rules.choice(([], [], ["disk"], [rules.choice(WORKERS)], ["disk", WORKERS[0]]))
+        return wishes
+
+    def _more_like(self, specs: list[JobSpec], payloads: list[bytes]) -> list[tuple[JobSpec, bytes]]:
+        """Return more embeddings like the last one, that may ride with it."""
+        rules = self.rules
+        if rules is None or not specs[-1].merge or specs[-1].key:
+            return []
+        room = min(self.batch_max - len(specs), rules.randint(0, 6))
+        return [
+            (
+                msgspec.structs.replace(
+                    specs[-1], id=new_job_id(self.world.wall_ms, rules.randbytes(10)), parents=[]
+                ),
+                payloads[-1],
+            )
+            for _ in range(room)
+        ]
+
+    def limit(self, rules: Random) -> None:
+        """Set a limit under which all comes to its end some day, or take limits back."""
+        if rules.random() < 0.2:
+            self.talk.command(ResetLimits(request_id=0), b"", _ignore)
+            return
+        of = rules.choice(("running", "running", "queued", "bytes", "jobs", "tokens", "depth", "wait"))
+        value = float(rules.randint(1, 5) * (100 if of in ("bytes", "tokens", "wait") else 1))
+        names: dict[str, Any] = {
+            "queue": rules.choice(("", *QUEUES)),
+            "task_type": rules.choice(("", *TASK_TYPES)),
+        }
+        if of not in ("depth", "wait"):
+            names["user"] = rules.choice(("", "*", self.name))
+        if of == "running" and rules.random() < 0.3:
+            names["worker"] = rules.choice(WORKERS)
+        rate: dict[str, Any] = {}
+        if of in ("jobs", "tokens"):
+            rate = {"per_ms": rules.choice((200, 1000)), "refuse": rules.random() < 0.3}
+        limit = Limit(of=of, value=value, **names, **rate)
+        self.talk.command(SetLimit(request_id=0, limit=limit), b"", _ignore)
 
     def _parents(self) -> list[bytes]:
         """Return some jobs that are to be done first: mostly the latest of my own, whatever became of them."""

@@ -58,6 +58,9 @@ class Scenario:
         kin = Random(seed + 1)
         self.kin = kin if kin.random() < 0.7 else None
         """Decides which jobs wait for which, in worlds where some do; apart, so that the others stay as they are."""
+        rules = Random(seed + 2)
+        self.rules = rules if rules.random() < 0.7 else None
+        """Decides on limits, sessions, merge keys and resources, in worlds where there are some; apart, likewise."""
         self.network = Network(
             world, latency_ms=random.choice((0, 2, 50)), keeps=random.random() < 0.7, evil=self.evil
         )
@@ -113,7 +116,9 @@ class Scenario:
         lines = random.choice(((PlainLine,), (PlainLine,), (RealLine,), (PlainLine, RealLine)))
         people = []
         for name in ("anna", "ben", "cleo")[: random.choice((1, 2, 3))]:
-            person = Person(self.world, self.checks, name, batch_max=self.batch_max, kin=self.kin)
+            person = Person(
+                self.world, self.checks, name, batch_max=self.batch_max, kin=self.kin, rules=self.rules
+            )
             kind = random.choice(lines)
             person.line = kind(self.world, self.network, person, bool(self.evil))
             people.append(person)

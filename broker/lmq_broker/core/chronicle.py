@@ -125,15 +125,15 @@ def move(state: BrokerState, job: Job, target: State) -> None:
     assert may_move(origin, target), f"{origin} -> {target}"
     queue = state.queues[job.queue]
     queue.counts[origin] -= 1
-    if target in OPEN:
+    is_open = target in OPEN
+    if is_open:
         queue.counts[target] += 1
     queue.changed = True
     job.state = target
-    if target is State.LEASED:
-        state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
-    elif origin is State.LEASED and target in OPEN:
-        state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
-    elif target not in OPEN and origin is not State.LEASED:
+    if origin is State.LEASED:
+        if is_open:
+            state.limits.entered(job.user, job.queue, job.task_type, job.payload_bytes)
+    elif target is State.LEASED or not is_open:
         state.limits.left(job.user, job.queue, job.task_type, job.payload_bytes)
 
 

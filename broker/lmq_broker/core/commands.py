@@ -227,7 +227,7 @@ def _check_room(state: BrokerState, past: StoredJob, now: Now) -> None:
     mine = state.users_open.get(past.user, 0)
     if mine >= limits.jobs_open_per_user:
         raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=past.user)
-    over = limiting.refused(state, past.user, past.queue, past.task_type, past.payload_bytes, 1, now)
+    over = limiting.refused(state, past.user, past.queue, past.task_type, (1, past.payload_bytes), now)
     if over is not None:
         raise over
 

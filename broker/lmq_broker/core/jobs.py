@@ -169,7 +169,8 @@ def end(
 ) -> None:
     """Bring a job to a final state: journal, event, counts, followers and readers."""
     readers.store_text(state, out, job)
-    parents.note_end(state, job, target)
+    if job.terms.parents or job.id in state.children or job.past.own_priority is not None:
+        parents.note_end(state, job, target)
     move(state, job, target)
     if error is None and by:
         error = ErrorInfo(str(target), f"{target} by {by}", fields={"by": by})

@@ -133,10 +133,10 @@ def check(limit: Limit) -> None:
 
 
 def refused(
-    state: BrokerState, user: str, queue: str, task_type: str, payload_bytes: int, adding: int, now: Now
+    state: BrokerState, user: str, queue: str, task_type: str, adding: tuple[int, int], now: Now
 ) -> LimitReached | None:
-    """Return the refusal of a job that some limit has no room for."""
-    found = state.limits.full(user, queue, task_type, payload_bytes, adding, now.mono_ms)
+    """Return the refusal of jobs, so many with so many bytes, that some limit has no room for."""
+    found = state.limits.full(user, queue, task_type, adding, now.mono_ms)
     if found is None:
         return None
     bucket, wait_s = found

@@ -7,7 +7,7 @@ Rates are a GCRA: a bucket keeps the one time at which it will be empty (TAT).
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -60,14 +60,15 @@ class Bucket:
         """Take something out of a rate."""
         self.tat_ms = max(float(now_ms), self.tat_ms) + amount * self.limit.per_ms / self.limit.value
 
-    def opens_ms(self, now_ms: int) -> float:
-        """Return when a rate lets the next one through; a time that is past: now."""
+    def opens_ms(self, now_ms: int, jobs: int = 1) -> float:
+        """Return when a rate lets the next one through, or so many together; a time that is past: now."""
         limit = self.limit
         if limit.value <= 0:
             return float(1 << 62)
         every_ms = limit.per_ms / limit.value
         # One job needs room for itself; of tokens some must be left, and the last job may take more: it is paid off.
-        need = every_ms if limit.of == "jobs" else 1.0
+        # More than go at once go together when nothing is missing.
+        need = every_ms * min(jobs, burst_of(limit)) if limit.of == "jobs" else 1.0
         return max(self.tat_ms, float(now_ms)) + need - burst_of(limit) * every_ms
 
 
@@ -86,6 +87,10 @@ def burst_of(limit: Limit) -> float:
     return max(limit.burst or limit.value, 1.0)
 
 
+Taken = tuple[tuple[Bucket, float], ...]
+"""The token buckets that a run has taken from, with how much."""
+
+
 class Limits:
     """All rules and what they count."""
 
@@ -96,9 +101,8 @@ class Limits:
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._waiting: dict[Waiting, list[int]] = {}
         """-> [jobs, bytes]."""
-        self._running: dict[Running, int] = {}
-        self._runs: dict[object, tuple[Running, list[tuple[Bucket, float]]]] = {}
-        """Run -> its group, and the token buckets it has taken from, with how much."""
+        self.running: Callable[[], Iterable[Running]] = tuple
+        """What runs, as the policy knows it; asked for when a rule begins to count."""
         self._matching: dict[tuple[str, str, str], list[tuple[str, Limit]]] = {}
         self._at_place: list[tuple[str, Limit]] = []
         self._timed: list[tuple[int, int, Bucket]] = []
@@ -107,6 +111,8 @@ class Limits:
         self._tidy_at = _BUCKETS
         self._now_ms = 0
         """As was last told."""
+        self.active = False
+        """Whether there is any rule."""
         self.version = 0
         """Another number whenever a rule is another."""
         self._apply()
@@ -155,6 +161,7 @@ class Limits:
                 fresh = self._buckets[key] = Bucket(limit, *key)
                 fresh.tat_ms = bucket.tat_ms
         self._timed = []
+        self.active = bool(self._rules)
         self.version += 1
 
     def _for(self, kind: str, queue: str, task_type: str) -> list[tuple[str, Limit]]:
@@ -200,9 +207,7 @@ class Limits:
     def _count(self, limit: Limit, subject: str) -> float:
         """Count what is there for a bucket that is new."""
         if limit.of == "running":
-            return float(sum(
-                count for group, count in self._running.items() if _covers(limit, subject, group)
-            ))  # fmt: skip
+            return float(sum(_covers(limit, subject, group) for group in self.running()))
         index = 1 if limit.of == "bytes" else 0
         return float(sum(
             counts[index] for group, counts in self._waiting.items() if _covers(limit, subject, (*group, "", ""))
@@ -227,7 +232,7 @@ class Limits:
         counts[1] += payload_bytes
         if not counts[0]:
             del self._waiting[group]
-        if self._rules:
+        if self.active:
             for kind, amount in (("queued", jobs), ("bytes", payload_bytes)):
                 for name, limit in self._for(kind, queue, task_type):
                     bucket = self._buckets.get((name, user if limit.user else ""))
@@ -235,12 +240,16 @@ class Limits:
                         bucket.used += amount
 
     def full(
-        self, user: str, queue: str, task_type: str, payload_bytes: int, adding: int, now_ms: int
+        self, user: str, queue: str, task_type: str, adding: tuple[int, int], now_ms: int
     ) -> tuple[Bucket, float] | None:
-        """Return the bucket that has no room for more jobs, and the seconds until it has, 0: not known."""
-        if not self._rules:
+        """Return the bucket that has no room for so many jobs with so many bytes, and the seconds until it has.
+
+        0: that is not known.
+        """
+        jobs, payload_bytes = adding
+        if not self.active:
             return None
-        for kind, amount in (("queued", adding), ("bytes", payload_bytes)):
+        for kind, amount in (("queued", jobs), ("bytes", payload_bytes)):
             for name, limit in self._for(kind, queue, task_type):
                 bucket = self._bucket(name, limit, user)
                 if bucket is not None and bucket.used + amount > limit.value:
@@ -248,13 +257,13 @@ class Limits:
         for kind in RATES:
             for name, limit in self._for(kind, queue, task_type):
                 bucket = self._bucket(name, limit, user) if limit.refuse else None
-                if bucket is not None and bucket.opens_ms(now_ms) > now_ms:
-                    return bucket, (bucket.opens_ms(now_ms) - now_ms) / 1000
+                if bucket is not None and (opens_ms := bucket.opens_ms(now_ms, jobs)) > now_ms:
+                    return bucket, (opens_ms - now_ms) / 1000
         return None
 
     def submitted(self, user: str, queue: str, task_type: str, tokens: int, now_ms: int) -> None:
         """A job was accepted: take it out of the rates that refuse."""
-        for kind in RATES if self._rules else ():
+        for kind in RATES if self.active else ():
             for name, limit in self._for(kind, queue, task_type):
                 bucket = self._bucket(name, limit, user) if limit.refuse else None
                 if bucket is not None and limit.value > 0:
@@ -273,7 +282,7 @@ class Limits:
 
     def blocks(self, user: str | None, queue: str, task_type: str, now_ms: int) -> Bucket | None:
         """Return the bucket that lets no more jobs start: of a user, or with None, of all together."""
-        if not self._rules:
+        if not self.active:
             return None
         for name, limit in self._for("running", queue, task_type):
             bucket = self._of(name, limit, user)
@@ -289,11 +298,11 @@ class Limits:
     def most(self, user: str | None, queue: str, task_type: str, now_ms: int) -> int:
         """Return how many more jobs may start at once: of a user, or with None, of all together."""
         most = 1 << 30
-        for name, limit in self._for("running", queue, task_type) if self._rules else ():
+        for name, limit in self._for("running", queue, task_type) if self.active else ():
             bucket = self._of(name, limit, user)
             if bucket is not None:
                 most = min(most, int(limit.value - bucket.used))
-        for kind in RATES if self._rules else ():
+        for kind in RATES if self.active else ():
             for name, limit in self._for(kind, queue, task_type):
                 bucket = None if limit.refuse else self._of(name, limit, user)
                 if bucket is not None:
@@ -337,17 +346,13 @@ class Limits:
         limit = self._rules.get(name_of(Limit(of="running", value=0, resource=name)))
         return 1 if limit is None else int(limit.value)
 
-    def start(
-        self, run: object, group: Running, tokens: float, now_ms: int, *, resumed: bool = False
-    ) -> None:
-        """A job runs; `resumed`: it was taken out of the rates before."""
-        self._running[group] = self._running.get(group, 0) + 1
-        taken: list[tuple[Bucket, float]] = []
-        self._runs[run] = group, taken
-        if not self._rules:
-            return
+    def start(self, group: Running, tokens: float, now_ms: int, *, resumed: bool = False) -> Taken:
+        """A job runs; `resumed`: it was taken out of the rates before. Return what `end` is to be handed."""
+        if not self.active:
+            return ()
         for bucket in self._running_buckets(group):
             bucket.used += 1
+        taken: list[tuple[Bucket, float]] = []
         user, queue, task_type, _, _ = group
         for kind in RATES if not resumed else ():
             for name, limit in self._for(kind, queue, task_type):
@@ -357,20 +362,12 @@ class Limits:
                     self._dirty[name, bucket_or_none.subject] = None
                     if kind == "tokens":
                         taken.append((bucket_or_none, tokens))
+        return tuple(taken)
 
-    def end(self, run: object, tokens: float) -> list[Any]:
+    def end(self, group: Running, taken: Taken, tokens: float) -> list[Any]:
         """A job runs no more, and used so many tokens; return what was parked for want of its place."""
-        known = self._runs.pop(run, None)
-        if known is None:
-            return []
-        group, taken = known
-        count = self._running[group] - 1
-        if count:
-            self._running[group] = count
-        else:
-            del self._running[group]
         freed: list[Any] = []
-        for bucket in self._running_buckets(group) if self._rules else ():
+        for bucket in self._running_buckets(group):
             bucket.used -= 1
             freed += bucket.parked
             bucket.parked.clear()
@@ -452,7 +449,7 @@ class Limits:
         counted = limit if limit.of != "depth" else msgspec.structs.replace(limit, of="queued")
         if limit.user != EACH:
             return self._count(counted, limit.user), limit.user
-        users = {group[0] for group in (self._running if limit.of == "running" else self._waiting)}
+        users = {group[0] for group in (self.running() if limit.of == "running" else self._waiting)}
         return max(((self._count(counted, user), user) for user in users), default=(0.0, ""))
 
 

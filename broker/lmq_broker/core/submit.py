@@ -66,7 +66,7 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
     if command.atomic:
         keys: dict[str, bytes] = {}
         for spec, payload in zip(specs, payloads, strict=True):
-            problem = _problem(state, session, spec, payload, user, now, len(specs), batch)
+            problem = _problem(state, session, spec, payload, user, now, (len(specs), len(body)), batch)
             if spec.key and keys.setdefault(spec.key, payload) != payload:
                 problem = IdempotencyConflict(spec.key, to_text(spec.id))
             if problem is not None:
@@ -84,7 +84,11 @@ def submit(state: BrokerState, out: Out, session: Session, command: Submit, body
             batch.known[spec.id] = known
             outcomes.append(Outcome(job_id=known, outcome="duplicate", channel=channel(state, known)))
         else:
-            refused = _refused(state, session, spec, payload, user, now, 1, batch)
+            # All of an atomic batch was found to fit together: now it goes in whole.
+            alone = (1, len(payload))
+            refused = (
+                None if command.atomic else _refused(state, session, spec, payload, user, now, alone, batch)
+            )
             if refused is not None:
                 outcomes.append(Outcome(job_id=spec.id, outcome="refused", error=refusal(state, refused)))
                 continue
@@ -117,10 +121,10 @@ def _check_batch(state: BrokerState, session: Session, command: Submit, user: st
 
 
 def _problem(
-    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
-    batch: parents.Batch,
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now,
+    adding: tuple[int, int], batch: parents.Batch,
 ) -> LmqError | None:  # fmt: skip
-    """Return why a job of an atomic batch cannot be accepted, if so."""
+    """Return why a job of an atomic batch cannot be accepted, if so; `adding`: jobs and bytes of the whole."""
     known = _known(state, spec, payload, user)
     if isinstance(known, LmqError):
         return known
@@ -149,8 +153,8 @@ def _known(state: BrokerState, spec: JobSpec, payload: bytes, user: str) -> JobI
 
 
 def _refused(
-    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now, adding: int,
-    batch: parents.Batch,
+    state: BrokerState, session: Session, spec: JobSpec, payload: bytes, user: str, now: Now,
+    adding: tuple[int, int], batch: parents.Batch,
 ) -> LmqError | None:  # fmt: skip
     """Return why a new job cannot be accepted, if so."""
     try:
@@ -162,10 +166,10 @@ def _refused(
     limits = state.settings
     if len(payload) > limits.payload_bytes:
         return TooLarge("payload", len(payload), limits.payload_bytes)
-    if len(state.jobs) + adding > limits.jobs_open:
+    if len(state.jobs) + adding[0] > limits.jobs_open:
         return full(state, now, "jobs_open", len(state.jobs), limits.jobs_open, user="")
     mine = state.users_open.get(user, 0)
-    if mine + adding > limits.jobs_open_per_user:
+    if mine + adding[0] > limits.jobs_open_per_user:
         return full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=user)
     queue = spec.queue or _defaults(state, spec.task_type).queue
     if queue not in state.queues and len(state.queues) >= limits.queues:
@@ -173,7 +177,7 @@ def _refused(
     hold = state.queue_holds.get(queue)
     if hold is not None and hold.kind == "drain":
         return QueueDraining(queue)
-    over = limiting.refused(state, user, queue, spec.task_type, len(payload), adding, now)
+    over = limiting.refused(state, user, queue, spec.task_type, adding, now)
     if over is not None:
         return over
     wanted = aliases.models_asked(state, spec.task_type, spec.models)
@@ -263,7 +267,7 @@ def _accept(
         due_at_ms=due_at_ms,
         expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
     )
-    if parents.is_awaited(state, waits_for):
+    if waits_for and parents.is_awaited(state, waits_for):
         job.state = State.BLOCKED
     elif due_at_ms > now.wall_ms:
         job.state = State.DELAYED
@@ -272,9 +276,10 @@ def _accept(
         state.keys[user, spec.key] = Key(job.id, job.terms.digest)
     put(state, out, JobAdded(image(job), payload))
     jobs.admit(state, job, now)
-    state.limits.submitted(
-        job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
-    )
+    if state.limits.active:
+        state.limits.submitted(
+            job.user, job.queue, job.task_type, job.prompt_tokens + job.output_tokens, now.mono_ms
+        )
     tell(state, now, Kind.ACCEPTED, job)
     return job
 

@@ -366,7 +366,7 @@ def test_what_users_who_are_gone_have_left_is_dropped_and_what_holds_stays(
     for number in range(100):
         now_ms = 100 * number
         rates.due(now_ms)
-        rates.start(number, (f"user-{number}", "q", "t", "m", "w"), 0.0, now_ms)
+        rates.start((f"user-{number}", "q", "t", "m", "w"), 0.0, now_ms)
     assert len(rates._buckets) <= 40
     assert all(rates.blocks(f"user-{number}", "q", "t", 9900) for number in range(95, 100)), (
         "these may not start yet"
@@ -385,3 +385,25 @@ def test_rates_that_are_empty_again_leave_the_journal() -> None:
         a_memory(meta=meta), Settings(), later, software="test", seed=1, fresh_id=bytes(16), fresh_secret=b"s"
     )
     assert [each.value for each in only(effects, MetaSet) if each.name == name] == [b""]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        Limit(of="bytes", value=5),
+        Limit(of="queued", value=2),
+        Limit(of="jobs", value=2, per_ms=60_000, refuse=True),
+    ],
+)
+def test_an_atomic_batch_is_never_accepted_in_part(limit: Limit) -> None:
+    broker = a_broker(clients=["ann"], settings=limited(limit))
+    batch = [spec(name, payload=b"xx") for name in ("a", "b", "c")]
+    told = [
+        each.outcome for each in outcomes(broker.submit("ann", *batch, payloads=[b"xx"] * 3, atomic=True))
+    ]
+    assert told == (["accepted"] * 3 if limit.of == "jobs" else ["refused"] * 3)
+    fewer = [spec(name, payload=b"xx") for name in ("d", "e")]
+    told = [
+        each.outcome for each in outcomes(broker.submit("ann", *fewer, payloads=[b"xx"] * 2, atomic=True))
+    ]
+    assert told == (["refused"] * 2 if limit.of == "jobs" else ["accepted"] * 2)

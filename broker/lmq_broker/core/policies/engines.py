@@ -2,6 +2,7 @@
 
 import msgspec
 
+from lmq_broker.core.limits import Running, Taken
 from lmq_broker.core.policies.base import Fleet
 from lmq_broker.core.policies.ledger import Flow
 from lmq_broker.core.settings import Rates
@@ -34,6 +35,10 @@ class Run(msgspec.Struct):
     tokens: float = 0.0
     """Prompt and answer, as predicted."""
     uses: tuple[str, ...] = ()
+    group: Running = ("", "", "", "", "")
+    """As limits count it."""
+    taken: Taken = ()
+    """Of rates of tokens."""
 
 
 class Engine(msgspec.Struct):

@@ -68,6 +68,11 @@ class Placing:
         self.widest_lead = 0.0
         """The largest H that was allowed so far: the bounds follow from it."""
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether an endpoint is being drained, or somebody waits for one to be."""
+        return bool(self._swaps or self._bypasses or self._contests)
+
     def swap_at(self, worker: str) -> Swap | None:
         """Return what a worker drains for; None: it does not."""
         return self._swaps.get(worker)
