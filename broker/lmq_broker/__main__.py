@@ -37,7 +37,8 @@ class _BadSettings(click.ClickException):
 )
 @click.option(
     "--policy",
-    help="Who runs next: blfq (fair shares within bands; the default) or strict (priority, then arrival).",
+    help="Who runs next: blfq (fair shares within bands; the default), vtc (the same, and a model is swapped "
+    "as soon as another's turn comes) or strict (priority, then arrival).",
 )
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--log-format", help="plain or json.")

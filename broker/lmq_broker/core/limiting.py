@@ -22,6 +22,7 @@ from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState, Session
 from lmq_broker.core.stimuli import Now
+from lmq_broker.core.words import in_words
 from lmq_proto import bounds
 from lmq_proto.errors import BadField, Field, LimitReached, LmqError, NotFound
 from lmq_proto.events import Kind
@@ -146,18 +147,24 @@ def refused(
     return LimitReached(bucket.name, burst, burst, round(max(wait_s, 0.1), 1))
 
 
-def sentence_of(bucket: Bucket, now: Now) -> tuple[str, dict[str, Field]]:
-    """Return what a limit that holds a job back is, in words and in structure."""
+def sentence_of(bucket: Bucket, now: Now, before: int = 0) -> tuple[str, dict[str, Field]]:
+    """Return what a limit that holds a job back is, in words and in structure; so many others start before it."""
     limit = bucket.limit
     details: dict[str, Field] = {"limit": bucket.name, "value": limit.value, "subject": bucket.subject}
     if limit.of in RATES:
-        wait_s = max(0.0, bucket.opens_ms(now.mono_ms) - now.mono_ms) / 1000
-        details["seconds"] = round(wait_s, 1)
-        per = limit.per_ms / 1000
-        return f"the rate {bucket.name} ({limit.value:g} in {per:g} s) has room in {wait_s:.0f} s", details
+        wait_ms = room_in_ms(bucket, now, before)
+        details["seconds"] = round(wait_ms / 1000, 1)
+        rate = f"{limit.value:g} in {in_words(limit.per_ms)}"
+        return f"the rate {bucket.name} ({rate}) has room for it in {in_words(int(wait_ms) + 999)}", details
     details["used"] = bucket.used
     whose = f" of {bucket.subject}" if bucket.subject else ""
     return f"as many jobs{whose} run as the limit {bucket.name} allows ({limit.value:g})", details
+
+
+def room_in_ms(bucket: Bucket, now: Now, before: int = 0) -> float:
+    """Return how long it is at least until a rate lets a job through that comes after so many others."""
+    every_ms = bucket.limit.per_ms / bucket.limit.value if bucket.limit.of == "jobs" else 0.0
+    return max(0.0, bucket.opens_ms(now.mono_ms) + before * every_ms - now.mono_ms)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

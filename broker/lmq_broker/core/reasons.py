@@ -4,6 +4,7 @@ from lmq_broker.core import leases, limiting, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.hindrances import hindrances
+from lmq_broker.core.limits import RATES
 from lmq_broker.core.reads import Context, JobsReply, ReadJobs
 from lmq_broker.core.rights import SEES_ALL
 from lmq_broker.core.state import BrokerState, Identity, Job, Session
@@ -17,6 +18,8 @@ from lmq_proto.states import State
 
 _LEAD_MS = 2000
 """Less engine time than this is not told: everybody has had a little more than somebody."""
+_SOON_MS = 1000
+"""A rate that has room so soon holds nothing back."""
 _NAMED_PARENTS = 5
 """That a sentence names; all are in its fields."""
 
@@ -95,7 +98,7 @@ def _why_open(
         return [_why_blocked(state, view)], [f"lmq why {short(each)}" for each in view.waits_for[:1]] + [
             cancel
         ]
-    reasons, hints = _why_held(state, job, now)
+    reasons, hints = _why_held(state, job, view.ahead or 0, now)
     told = hindrances(state, job, now)
     hints += told.hints
     reasons += [] if told.is_able else told.reasons
@@ -120,7 +123,7 @@ def _why_open(
 _ALONE = Reason(code="alone", text="an engine died under it: it runs alone, once a worker falls idle")
 
 
-def _why_held(state: BrokerState, job: Job, now: Now) -> tuple[list[Reason], list[str]]:
+def _why_held(state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[list[Reason], list[str]]:
     """Return what holds a ready job that has nothing to do with workers or other jobs, and what to type."""
     reasons = []
     hints = []
@@ -134,14 +137,34 @@ def _why_held(state: BrokerState, job: Job, now: Now) -> tuple[list[Reason], lis
         reasons.append(Reason(code="queue_paused", text=text,
                               fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
         hints.append(f"lmq queues resume {job.queue}")
-    for user in (None, job.user):
-        bucket = state.limits.blocks(user, job.queue, job.task_type, now.mono_ms)
-        if bucket is not None:
-            text, details = limiting.sentence_of(bucket, now)
-            reasons.append(Reason(code="limit", text=text, fields=details))
-            hints.append("lmq limits")
-            break
+    limited = _why_limited(state, job, ahead, now)
+    if limited is not None:
+        reasons.append(limited)
+        hints.append("lmq limits")
     return reasons, hints
+
+
+def _why_limited(state: BrokerState, job: Job, ahead: int, now: Now) -> Reason | None:
+    """Return which limit holds a job back, now or once its turn in the line has come: the one that does so longest."""
+    buckets = list(state.limits.taken_by(job.user, job.queue, job.task_type))
+    if not buckets:
+        return None
+    crowd = state.policy.crowd(job, leases.fleet(state))
+    found: Reason | None = None
+    longest_ms = 0.0
+    for bucket in buckets:
+        if bucket.limit.of in RATES:
+            before = crowd.own_before(job) if bucket.subject else ahead
+            wait_ms = limiting.room_in_ms(bucket, now, before)
+            holds = wait_ms >= _SOON_MS
+        else:
+            before = 0
+            wait_ms = 0.0
+            holds = bucket.used >= bucket.limit.value
+        if holds and (found is None or wait_ms > longest_ms):
+            text, details = limiting.sentence_of(bucket, now, before)
+            found, longest_ms = Reason(code="limit", text=text, fields=details), wait_ms
+    return found
 
 
 def _why_behind(state: BrokerState, job: Job, ahead: int, who: Identity) -> list[Reason]:

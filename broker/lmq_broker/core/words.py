@@ -7,7 +7,7 @@ from lmq_proto.messages import Hold
 def in_words(ms: float) -> str:
     """Return a time as people say it: `40 s`, `3 min`, `2 h 5 min`."""
     seconds = max(0, int(ms)) // 1000
-    if seconds < 60:
+    if seconds < 120:
         return f"{seconds} s"
     hours, minutes = divmod((seconds + 30) // 60, 60)
     if hours:

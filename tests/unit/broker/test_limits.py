@@ -12,7 +12,17 @@ from lmq_broker.core.records import MetaSet
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import Now, SettingsChanged
-from lmq_proto.messages import Done, ErrorReply, Limit, LimitsReply, ListLimits, ResetLimits, SetLimit
+from lmq_proto.messages import (
+    Done,
+    ErrorReply,
+    Limit,
+    LimitsReply,
+    ListLimits,
+    ResetLimits,
+    SetLimit,
+    Why,
+    WhyReply,
+)
 from unit.broker.builders import (
     MONO_MS,
     WALL_MS,
@@ -22,6 +32,7 @@ from unit.broker.builders import (
     error,
     idle,
     instance,
+    job_id,
     leases,
     only,
     outcomes,
@@ -407,3 +418,32 @@ def test_an_atomic_batch_is_never_accepted_in_part(limit: Limit) -> None:
         each.outcome for each in outcomes(broker.submit("ann", *fewer, payloads=[b"xx"] * 2, atomic=True))
     ]
     assert told == (["refused"] * 2 if limit.of == "jobs" else ["accepted"] * 2)
+
+
+# --- why a job waits for one ------------------------------------------------------------------------------------------
+
+
+def limit_told_of(broker: Broker, name: str) -> Any:
+    reply = sent(broker.says("ann", Why(request_id=8, job_id=job_id(name))), "ann", WhyReply)[0]
+    return next((each for each in reply.reasons if each.code == "limit"), None)
+
+
+def test_a_job_says_which_limit_it_waits_for_and_how_full_it_is() -> None:
+    jobs = [ready(f"t{number}", task_type="train") for number in range(3)]
+    settings = limited(Limit(of="running", value=1, task_type="train"))
+    broker = a_broker(jobs=jobs, workers=[idle("w1", slots=8)], settings=settings)
+    assert names(broker) == ["t0"]
+    told = limit_told_of(broker, "t2")
+    assert told.fields == {"limit": "running task_type=train", "value": 1.0, "subject": "", "used": 1.0}
+    assert told.text == "as many jobs run as the limit running task_type=train allows (1)"
+
+
+def test_a_job_says_how_far_away_a_rate_puts_it_behind_those_before_it() -> None:
+    """The second job finds room, and the fourth none for a minute: it says so before the rate is used up."""
+    jobs = [ready(f"m{number}") for number in range(4)]
+    settings = limited(Limit(of="jobs", value=2, per_ms=60_000, user="*"))
+    broker = a_broker(jobs=jobs, workers=[], settings=settings)
+    assert limit_told_of(broker, "m1") is None
+    told = limit_told_of(broker, "m3")
+    assert told.fields == {"limit": "jobs user=*", "value": 2.0, "subject": "ann", "seconds": 60.0}
+    assert told.text == "the rate jobs user=* (2 in 60 s) has room for it in 60 s"
