@@ -319,9 +319,9 @@ class PlainLine:
 
     def _finished(self, message: Finished, body: bytes) -> None:
         # What one read brings is sent whole, in as many messages as it takes.
-        at_once = self.finished_ms == self.world.mono_ms
+        at_once = self.finished_ms == self.port.taken_sent_ms
         assert self.evil or at_once or self.results_credit > 0, "results were pushed beyond the credit"
-        self.finished_ms = self.world.mono_ms
+        self.finished_ms = self.port.taken_sent_ms
         parts = cut(body, [end.result_bytes for end in message.jobs])
         for end, part in zip(message.jobs, parts, strict=True):
             self.results_credit -= len(part) + bounds.RESULT_OVERHEAD_BYTES

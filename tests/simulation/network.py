@@ -49,6 +49,8 @@ class Port:
         self.outbox: deque[tuple[FromPeer, bytes]] = deque(maxlen=_OUTBOX)
         self.last_up_ms = 0
         self.last_down_ms = 0
+        self.taken_sent_ms = 0
+        """When the broker sent what arrives now."""
 
     def send(self, message: FromPeer, body: bytes = b"") -> None:
         """Send to the broker, or keep for when it is there again."""
@@ -184,12 +186,14 @@ class Network:
         for _ in range(self._copies(opens)):
             at_ms = self._arrival(port, port.last_down_ms, in_order=opens)
             port.last_down_ms = max(port.last_down_ms, at_ms)
-            self.world.after(at_ms - self.world.mono_ms, lambda: self._arrive_down(port, life, frames))
+            sent_ms = self.world.mono_ms
+            self.world.after(at_ms - sent_ms, lambda: self._arrive_down(port, life, frames, sent_ms))
         return True
 
-    def _arrive_down(self, port: Port, life: int, frames: list[bytes]) -> None:
+    def _arrive_down(self, port: Port, life: int, frames: list[bytes], sent_ms: int) -> None:
         if port.life != life or port.closed:
             return
+        port.taken_sent_ms = sent_ms
         message, body = TO_PEER_TABLE.decode(frames)
         self.world.note("down", port.name, frames[1], frames[2])
         port.take(message, body)
