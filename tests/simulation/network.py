@@ -183,10 +183,10 @@ class Network:
         frames = encode(message, body)
         life = port.life
         opens = verb_of(message) in ("welcome", "enlisted", "who", "bye")
+        sent_ms = self.world.mono_ms
         for _ in range(self._copies(opens)):
             at_ms = self._arrival(port, port.last_down_ms, in_order=opens)
             port.last_down_ms = max(port.last_down_ms, at_ms)
-            sent_ms = self.world.mono_ms
             self.world.after(at_ms - sent_ms, lambda: self._arrive_down(port, life, frames, sent_ms))
         return True
 

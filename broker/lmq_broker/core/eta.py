@@ -53,11 +53,12 @@ class Said(msgspec.Struct):
 class Record:
     """What was first said of jobs in one respect, and how well such words held."""
 
-    __slots__ = ("_interval", "_said")
+    __slots__ = ("_interval", "said")
 
     def __init__(self) -> None:
         self._interval = Interval(DEFAULT)
-        self._said: dict[int, tuple[Job, Said]] = {}
+        self.said: dict[int, tuple[Job, Said]] = {}
+        """Of jobs of which it is not known yet what became of them."""
 
     def around_ms(self, predicted_ms: float) -> Range:
         """Return the range that holds nine times in ten."""
@@ -68,24 +69,24 @@ class Record:
 
         Those that are followed stay: to give way to newer ones would forget those that wait longest.
         """
-        if job.number not in self._said and len(self._said) < SAMPLES:
-            self._said[job.number] = job, Said(now.mono_ms, predicted_ms, self.around_ms(predicted_ms))
+        if job.number not in self.said and len(self.said) < SAMPLES:
+            self.said[job.number] = job, Said(now.mono_ms, predicted_ms, self.around_ms(predicted_ms))
 
     def came(self, job: Job, now: Now) -> None:
         """It has come about."""
-        found = self._said.pop(job.number, None)
+        found = self.said.pop(job.number, None)
         if found is not None:
             said = found[1]
             self._interval.learn(said.ms, said.range_ms, now.mono_ms - said.at_ms)
 
     def drop(self, job: Job) -> None:
         """It will not come about, or not as it was foreseen."""
-        self._said.pop(job.number, None)
+        self.said.pop(job.number, None)
 
     def drop_ended(self) -> None:
         """Forget jobs that ended without it: cancelled before their start."""
-        for number in [number for number, (job, _) in self._said.items() if job.state in FINAL]:
-            del self._said[number]
+        for number in [number for number, (job, _) in self.said.items() if job.state in FINAL]:
+            del self.said[number]
 
 
 class Eta:
@@ -233,12 +234,15 @@ class Eta:
         rank = self._ranks.get(job.number)
         if rank is not None:
             self._waiting[rank[0]][rank[1]] = 0
-        self._starts.came(job, now)
-        self._reckoned_starts.came(job, now)
+        for record in (self._starts, self._reckoned_starts):
+            if record.said:
+                record.came(job, now)
 
     def closed(self, lease: Lease, spent: Spent, now: Now) -> None:
         """A lease is over: did it take as long as was said? One that was broken off says nothing of that."""
         for record in (self._ends, self._runs):
+            if not record.said:
+                continue
             if spent.complete:
                 record.came(lease.job, now)
             else:

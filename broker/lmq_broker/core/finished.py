@@ -5,8 +5,7 @@ and beside it which of the few kinds of ended jobs it is one of. All else of the
 """
 
 from collections.abc import Iterator, KeysView, Mapping
-
-import msgspec
+from typing import NamedTuple
 
 from lmq_proto.states import State
 
@@ -14,7 +13,7 @@ _NUMBER_BITS = 48
 _NUMBER = (1 << _NUMBER_BITS) - 1
 
 
-class Ended(msgspec.Struct, frozen=True, gc=False):
+class Ended(NamedTuple):
     """What is remembered of a final job beside its number: the same object for all jobs of which it is true."""
 
     user: str
@@ -33,15 +32,14 @@ class Finished(Mapping[bytes, int]):
         self._kinds: list[Ended] = []
         self._sizes: list[int] = []
         """How many jobs are of the kind at this place; a place with none is free."""
-        self._places: dict[Ended, int] = {}
+        self._places: dict[tuple[str, State, int], int] = {}
         self._free: list[int] = []
 
     def add(self, job_id: bytes, number: int, user: str, state: State, priority: int) -> None:
         """Remember a job that has ended just now."""
-        kind = Ended(user, state, priority)
-        place = self._places.get(kind)
+        place = self._places.get((user, state, priority))
         if place is None:
-            place = self._take_place(kind)
+            place = self._take_place(Ended(user, state, priority))
         self._sizes[place] += 1
         self._jobs[job_id] = place << _NUMBER_BITS | number
 

@@ -64,14 +64,13 @@ STATES: dict[str, State] = {str(each): each for each in State}
 
 def from_stored(stored: StoredJob) -> Job:
     """Return the job that an image shows, without a lease."""
+    # In the order of its fields, as in `image`.
     return Job(
-        number=stored.number, id=JobId(stored.id), user=UserName(stored.user), principal=stored.principal,
-        task_type=stored.task_type, queue=stored.queue, priority=stored.priority, state=STATES[stored.state],
-        order=stored.order, created_at_ms=stored.created_at_ms, payload_bytes=stored.payload_bytes,
-        models=stored.models, prompt_tokens=stored.prompt_tokens, output_tokens=stored.output_tokens,
-        terms=stored.terms, past=stored.past, due_at_ms=stored.due_at_ms,
-        expires_at_ms=stored.expires_at_ms, started_at_ms=stored.started_at_ms, attempt=stored.attempt,
-        epoch=stored.epoch, failures=stored.failures, worker=stored.worker, model=stored.model,
+        stored.number, JobId(stored.id), UserName(stored.user), stored.principal, stored.task_type, stored.queue,
+        stored.priority, STATES[stored.state], stored.order, stored.created_at_ms, stored.payload_bytes,
+        stored.models, stored.terms, stored.past, stored.prompt_tokens, stored.output_tokens, stored.due_at_ms,
+        stored.expires_at_ms, stored.started_at_ms, stored.attempt, stored.epoch, stored.failures, stored.worker,
+        stored.model,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import heapq
 
+import msgspec
+
 from lmq_broker.core import fields, jobs, models, readers, trust, usage, workers
 from lmq_broker.core.chronicle import Out, channel, move, save, tell
 from lmq_broker.core.effects import Publish, Send, SendWork
@@ -35,6 +37,17 @@ _PROGRESS_EVERY_MS = 100
 _HEAP_SLACK = 1000
 """Entries of ended leases that the heap of deadlines may hold before it is cleared of them."""
 
+
+class Parcel(msgspec.Struct):
+    """What one turn sends to a worker."""
+
+    groups: list[Group]
+    sizes: list[tuple[int, int]]
+    """Number and payload bytes of each job."""
+    held: bool = False
+    """It waits until it is on disk: own tasks, and jobs with parents, whose ends are on disk then as well."""
+
+
 # --- granted ---------------------------------------------------------------------------------------------------------
 
 
@@ -51,9 +64,7 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
     if state.stopping or state.disk.trouble:
         return None
     view = fleet(state)
-    granted: dict[str, list[Group]] = {}
-    bodies: dict[str, list[tuple[int, int]]] = {}
-    held: dict[str, bool] = {}
+    parcels: dict[str, Parcel] = {}
     wake_ms: int | None = None
     left = bounds.BATCH_JOBS
     while left > 0:
@@ -63,16 +74,17 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
             slot = Slot(len(decision.group))
             decision.instance.leased += 1
             worker.busy += 1
-            group = Group(
-                leases=[_grant(state, out, job, decision.instance, slot, now) for job in decision.group]
-            )
-            left -= len(decision.group)
-            granted.setdefault(worker.name, []).append(group)
-            bodies.setdefault(worker.name, []).extend(
-                (job.number, job.payload_bytes) for job in decision.group
-            )
-            if any(job.task_type not in ENGINE_TASKS or job.terms.parents for job in decision.group):
-                held[worker.name] = True
+            left -= slot.leases
+            parcel = parcels.get(worker.name)
+            if parcel is None:
+                parcel = parcels[worker.name] = Parcel([], [])
+            leases = []
+            for job in decision.group:
+                leases.append(_grant(state, out, job, decision.instance, slot, now))
+                parcel.sizes.append((job.number, job.payload_bytes))
+                if job.task_type not in ENGINE_TASKS or job.terms.parents:
+                    parcel.held = True
+            parcel.groups.append(Group(leases=leases))
         elif isinstance(decision, Load):
             workers.load(state, out, decision, now)
         elif isinstance(decision, Unload):
@@ -80,8 +92,8 @@ def dispatch(state: BrokerState, out: Out, now: Now) -> int | None:
         else:
             wake_ms = decision.mono_ms if isinstance(decision, WakeAt) else None
             break
-    for name, groups in granted.items():
-        _send_work(state, out, state.workers[name], groups, bodies[name], held=held.get(name, False))
+    for name, parcel in parcels.items():
+        _send_work(state, out, state.workers[name], parcel)
     return now.mono_ms if left <= 0 else wake_ms
 
 
@@ -120,34 +132,23 @@ def _grant(state: BrokerState, out: Out, job: Job, instance: Instance, slot: Slo
     )  # fmt: skip
 
 
-def _send_work(
-    state: BrokerState,
-    out: Out,
-    worker: Worker,
-    groups: list[Group],
-    sizes: list[tuple[int, int]],
-    *,
-    held: bool,
-) -> None:
-    """Send leases to a worker in messages of bounded size.
-
-    `held` ones wait until they are on disk: own tasks, and jobs with parents, whose ends are on disk then as well.
-    """
+def _send_work(state: BrokerState, out: Out, worker: Worker, parcel: Parcel) -> None:
+    """Send leases to a worker in messages of bounded size."""
     assert worker.peer is not None
-    after = state.position if held else worker.enlisted_position
+    after = state.position if parcel.held else worker.enlisted_position
     batch: list[Group] = []
     numbers: list[int] = []
     total_bytes = 0
     position = 0
-    for group in groups:
-        mine = sizes[position : position + len(group.leases)]
+    for group in parcel.groups:
+        mine = parcel.sizes[position : position + len(group.leases)]
         position += len(group.leases)
-        group_bytes = sum(size for _, size in mine)
+        group_bytes = sum([size for _, size in mine])
         if batch and (len(numbers) >= _WORK_LEASES or total_bytes + group_bytes > bounds.BODY_BYTES // 2):
             out.append(SendWork(worker.peer, Work(groups=batch), numbers, after))
             batch, numbers, total_bytes = [], [], 0
         batch.append(group)
-        numbers.extend(number for number, _ in mine)
+        numbers.extend([number for number, _ in mine])
         total_bytes += group_bytes
     out.append(SendWork(worker.peer, Work(groups=batch), numbers, after))
 
@@ -229,10 +230,9 @@ def _end_lease(
     job = lease.job
     innocent = lease.uncharged or (not lease.stopping and ended.outcome in ("release", "stopped", "crash"))
     spent = Spent(
-        fields.put_within(ended.prompt_tokens, bounds.TOKENS), fields.put_within(ended.output_tokens, bounds.TOKENS),
-        fields.put_within(ended.engine_ms, bounds.DURATION_MS), ended.outcome == "complete", innocent,
+        min(max(ended.prompt_tokens, 0), bounds.TOKENS), min(max(ended.output_tokens, 0), bounds.TOKENS),
+        min(max(ended.engine_ms, 0), bounds.DURATION_MS), ended.outcome == "complete", innocent,
     )  # fmt: skip
-    wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
     if ended.outcome == "crash":
         trust.crashed(worker, lease.instance_id, now)
     close(state, worker, lease, now, spent)
@@ -253,6 +253,7 @@ def _end_lease(
         text = f"result of {len(result)} bytes, limit {state.settings.payload_bytes}"
         fail(state, out, job, ErrorInfo("result_too_large", text), now, permanent=True)
         return
+    wait_ms = fields.put_within(ended.retry_after_ms, bounds.DURATION_MS)
     # No worker that comes back may take this attempt up: it is over.
     job.epoch = 0
     error = fields.put_error_within(

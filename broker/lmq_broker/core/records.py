@@ -161,6 +161,11 @@ class UsageDropped(msgspec.Struct, frozen=True):
     day: int
 
 
+RECORDS = (
+    JobChanged, JobAdded, ResultAdded, EventsAdded, UsageAdded, MetaSet, TextAdded, ResultDropped, JobsDeleted,
+    TombstonesDropped, UsageDropped,
+)  # fmt: skip
+"""What there are most of comes first."""
 Record = (
     JobAdded | JobChanged | ResultAdded | ResultDropped | TextAdded | JobsDeleted | TombstonesDropped | EventsAdded
     | MetaSet | UsageAdded | UsageDropped

@@ -247,26 +247,16 @@ def _accept(
     state.last_order += 1
     due_at_ms = spec.at_ms or (now.wall_ms + spec.delay_ms if spec.delay_ms else 0)
     waits_for = parents.parents_of(spec, batch) if spec.parents else ()
+    priority = users.allowed(state, user, _asked(state, spec, user, waits_for))
+    # In the order of its fields, as in `image`.
     job = Job(
-        number=state.last_number,
-        id=JobId(spec.id),
-        user=UserName(intern(user, user)),
-        principal=session.who.principal,
-        task_type=intern(spec.task_type, spec.task_type),
-        queue=intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
-        priority=users.allowed(state, user, _asked(state, spec, user, waits_for)),
-        state=State.READY,
-        order=state.last_order,
-        created_at_ms=now.wall_ms,
-        payload_bytes=len(payload),
-        models=_shared_models(state, aliases.models_asked(state, spec.task_type, spec.models)),
-        terms=_terms(state, spec, payload, waits_for, defaults),
-        past=NO_PAST,
-        prompt_tokens=spec.prompt_tokens,
-        output_tokens=spec.output_tokens,
-        due_at_ms=due_at_ms,
-        expires_at_ms=now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
-    )
+        state.last_number, JobId(spec.id), UserName(intern(user, user)), session.who.principal,
+        intern(spec.task_type, spec.task_type), intern(spec.queue, spec.queue) if spec.queue else defaults.queue,
+        priority, State.READY, state.last_order, now.wall_ms, len(payload),
+        _shared_models(state, aliases.models_asked(state, spec.task_type, spec.models)),
+        _terms(state, spec, payload, waits_for, defaults), NO_PAST, spec.prompt_tokens, spec.output_tokens,
+        due_at_ms, now.wall_ms + spec.expires_ms if spec.expires_ms else 0,
+    )  # fmt: skip
     if waits_for and parents.is_awaited(state, waits_for):
         job.state = State.BLOCKED
     elif due_at_ms > now.wall_ms:

@@ -22,13 +22,21 @@ from lmq_broker.core.records import (
     UsageDropped,
 )
 from lmq_broker.journal import usage
+from lmq_broker.journal.rows import Rows
 from lmq_proto.events import Event
 
-_INSERT_JOB = "INSERT INTO jobs VALUES (" + ",".join("?" * 27) + ")"
-_UPDATE_JOB = (
-    'UPDATE jobs SET queue=?, priority=?, state=?, "order"=?, models=?, due_at_ms=?, expires_at_ms=?, started_at_ms=?,'
-    " finished_at_ms=?, deletes_at_ms=?, attempt=?, epoch=?, failures=?, worker=?, model=?, result_bytes=?, terms=?,"
-    " past=? WHERE number=?"
+_INSERT_JOB = Rows("INSERT INTO jobs VALUES {}", 27)
+_INSERT_PAYLOAD = Rows("INSERT INTO payloads VALUES {}", 2)
+_INSERT_RESULT = Rows("INSERT OR REPLACE INTO results VALUES {}", 2)
+_MAY_CHANGE = (
+    "queue", "priority", "state", "order", "models", "due_at_ms", "expires_at_ms", "started_at_ms", "finished_at_ms",
+    "deletes_at_ms", "attempt", "epoch", "failures", "worker", "model", "result_bytes", "terms", "past",
+)  # fmt: skip
+_UPDATE_JOB = Rows(
+    "UPDATE jobs SET "
+    + ", ".join(f'"{column}"=new.column{at}' for at, column in enumerate(_MAY_CHANGE, 1))
+    + f" FROM (VALUES {{}}) AS new WHERE jobs.number=new.column{len(_MAY_CHANGE) + 1}",
+    len(_MAY_CHANGE) + 1,
 )
 _encode = msgspec.msgpack.Encoder().encode
 _NO_PAST = _encode(NO_PAST)
@@ -102,8 +110,8 @@ class Batch:
         if self._added:
             # Jobs that ask for nothing special share their terms, which are encoded once.
             terms: dict[int, bytes] = {}
-            many(_INSERT_JOB, [_row(job, terms) for job in self._added.values()])
-            many("INSERT INTO payloads VALUES (?,?)", self._payloads)
+            _INSERT_JOB.write(connection, [_row(job, terms) for job in self._added.values()])
+            _INSERT_PAYLOAD.write(connection, self._payloads)
             labelled = [job for job in self._added.values() if job.terms.labels]
             if labelled:
                 many("INSERT OR IGNORE INTO labels VALUES (?,?,?)", _labels(labelled))
@@ -115,7 +123,7 @@ class Batch:
             if keyed:
                 many("INSERT OR REPLACE INTO keys VALUES (?,?,?,?)", keyed)
         if self._changed:
-            many(_UPDATE_JOB, [_changes(job) for job in self._changed.values()])
+            _UPDATE_JOB.write(connection, [_changes(job) for job in self._changed.values()])
             labelled = [job for job in self._changed.values() if job.terms.labels]
             if labelled:
                 many("INSERT OR IGNORE INTO labels VALUES (?,?,?)", _labels(labelled))
@@ -123,7 +131,7 @@ class Batch:
             many("DELETE FROM results WHERE number=?", self._dropped)
             many("DELETE FROM texts WHERE number=?", self._dropped)
         if self._results:
-            many("INSERT OR REPLACE INTO results VALUES (?,?)", self._results.items())
+            _INSERT_RESULT.write(connection, list(self._results.items()))
         if self._texts:
             many("INSERT OR REPLACE INTO texts VALUES (?,?,?,?,?)", self._texts)
         if self._usage:

@@ -30,6 +30,15 @@ class JournalForeign(JournalError):
         super().__init__(f"{path} cannot be read ({why}); type: lmq restore BACKUP, or move the file away")
 
 
+class SqliteTooOld(JournalError):
+    """This Python's SQLite does not know what is asked of it."""
+
+    def __init__(self, version: str, oldest: str) -> None:
+        super().__init__(
+            f"this Python has SQLite {version}, and {oldest} or later is needed; install a newer Python"
+        )
+
+
 class NetworkDisk(JournalError):
     """It lies on a network file system, where locks and fsync cannot be trusted."""
 

@@ -15,7 +15,7 @@ from peewee import PeeweeException, SqliteDatabase
 
 from lmq_broker.core.records import Record
 from lmq_broker.core.recover import Memory, StoredKey
-from lmq_broker.journal.errors import JournalForeign, JournalNewer, JournalTaken, NetworkDisk
+from lmq_broker.journal.errors import JournalForeign, JournalNewer, JournalTaken, NetworkDisk, SqliteTooOld
 from lmq_broker.journal.migrations import MIGRATIONS, VERSION
 from lmq_broker.journal.models import INDEXES, TABLES, connection_of
 from lmq_broker.journal.reader import COLUMNS, Answer, Question, Reader, stored
@@ -24,6 +24,8 @@ from lmq_broker.journal.writer import Writer
 FILE = "journal.sqlite3"
 _LOCK = "broker.lock"
 _NETWORK = ("nfs", "cifs", "smb", "sshfs", "afpfs", "webdav", "9p", "ceph", "glusterfs")
+_OLDEST_SQLITE = (3, 33, 0)
+"""The first with `UPDATE ... FROM`."""
 _PRAGMAS = {
     "page_size": 8192,
     "journal_mode": "wal",
@@ -49,6 +51,8 @@ class Journal:
         self._answers: deque[tuple[Question, Answer]] = deque()
         self._asked: deque[tuple[int, Question]] = deque()
         self._asked_lock = threading.Lock()
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise SqliteTooOld(sqlite3.sqlite_version, ".".join(map(str, _OLDEST_SQLITE)))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_network(folder)
         self._lock = _lock(folder)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import psutil
 import zmq
 
-from lmq_broker.core.effects import Effect, Log, Publish, Read, Send, SendWork, WakeAt
+from lmq_broker.core.effects import Effect, Publish, Read, Send, SendWork, WakeAt
 from lmq_broker.core.machine import step
 from lmq_broker.core.reads import ReadReply, ReadRequest
-from lmq_broker.core.records import Record
+from lmq_broker.core.records import RECORDS, Record
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.state import BrokerState
 from lmq_broker.core.stimuli import (
@@ -49,7 +49,7 @@ log = logging.getLogger("lmq.broker")
 _MESSAGES_PER_TURN = 500
 _TURN_NS = 4_000_000
 """A turn takes in no more once it has lasted this long, so that what it caused goes out."""
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.002
 """How long a journal thread may hold the interpreter while the loop waits; Python has 5 ms, as long as many jobs."""
 _FACTS_EVERY_MS = 1000
 _RETRY_MS = 5
@@ -224,7 +224,9 @@ class Server:
         # What the disk has released meanwhile goes first, or a later reply would overtake an earlier one.
         self._flush(durable)
         for effect in effects:
-            if isinstance(effect, Send):
+            if isinstance(effect, RECORDS):
+                self._records.append(effect)
+            elif isinstance(effect, Send):
                 if effect.after > durable:
                     self._hold(effect)
                 else:
@@ -240,14 +242,12 @@ class Server:
                 self._journal.ask(effect.request, effect.after)
             elif isinstance(effect, WakeAt):
                 self._wake_at_ms = min(self._wake_at_ms, effect.mono_ms)
-            elif isinstance(effect, Log):
+            else:
                 log.log(
                     logging.WARNING if effect.warning else logging.INFO,
                     effect.name,
                     extra={"fields": effect.fields},
                 )
-            else:
-                self._records.append(effect)
 
     def _hold(self, effect: Send | SendWork) -> None:
         """Keep an effect until the disk is as far as it needs; of one position, the first held is the first to go."""

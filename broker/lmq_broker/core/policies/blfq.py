@@ -128,6 +128,10 @@ class Blfq:
 
     def withdrawn(self, job: Job) -> None:
         """Take a ready job out of its line."""
+        self._withdraw(job)
+
+    def _withdraw(self, job: Job) -> tuple[Pool, int, Flow]:
+        """Take a ready job out of its line; return where that was."""
         pool, index = self._pool(job), self._band_of[job.priority]
         flow = pool.bands[index].flows[self._name(job.user)]
         line = flow.lines[self._homes[job.number].key]
@@ -149,15 +153,18 @@ class Blfq:
             if not any(pool.lanes):
                 del self._in_use[pool.name]
         pool.bands[index].leave(flow)
+        return pool, index, flow
 
     def started(self, lease: Lease, instance: Instance, now: Now) -> None:
         """Charge what a job is predicted to cost."""
-        self.withdrawn(lease.job)
-        self._charge(lease, instance, now.mono_ms)
+        pool, index, flow = self._withdraw(lease.job)
+        self._charge(lease, instance, pool, index, flow, now.mono_ms)
 
     def resumed(self, lease: Lease) -> None:
         """Charge a job that goes on; which engine's time it takes is not known."""
-        self._charge(lease, None, self._now_ms)
+        job = lease.job
+        pool, index = self._pool(job), self._band_of[job.priority]
+        self._charge(lease, None, pool, index, self._flow(pool.bands[index], job.user), self._now_ms)
 
     def served(self, lease: Lease, tokens: int) -> None:
         """Charge what was received."""
@@ -397,24 +404,23 @@ class Blfq:
             if flow not in lane.parked:
                 lane.standing.put(flow)
 
-    def _charge(self, lease: Lease, instance: Instance | None, now_ms: int) -> None:
+    def _charge(
+        self, lease: Lease, instance: Instance | None, pool: Pool, index: int, flow: Flow, now_ms: int
+    ) -> None:
         job = lease.job
-        pool, index = self._pool(job), self._band_of[job.priority]
-        band = pool.bands[index]
-        flow = self._flow(band, job.user)
         rates = self._costs.rates(job.task_type, job.model)
         prompt = prompt_tokens(job)
         output = self._costs.output_tokens(job, job.model) if job.task_type not in EMBEDDING_TASKS else 0.0
         at_prompt = prompt_cost(prompt, rates)
         cost = at_prompt + output * rates.output_ms if self._settings.foresees else at_prompt
-        for other in pool.bands:
-            if other.index > index and other.waits:
+        for other in pool.bands[index + 1 :]:
+            if other.waits:
                 other.owe(cost)
-        band.start(flow, cost)
+        pool.bands[index].start(flow, cost)
         if flow.members is not None:
             flow.members.take_turn(job.user)
         run = Run(
-            pool=pool_name(job), band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
+            pool=pool.name, band=index, flow=flow, rates=rates, prompt_cost=at_prompt, left=cost,
             weight=1.0 / lease.slot.leases, uses=job.terms.uses,
             tokens=prompt + (output if job.task_type in ENGINE_TASKS else job.output_tokens),
         )  # fmt: skip
@@ -638,13 +644,6 @@ class Blfq:
                 if worker is not None and held < most:
                     self._placing.clear(worker, head, band)
         return is_free
-
-    def _compete(self, other: Places, own: LaneKey, own_places: set[int], fleet: Fleet) -> bool:
-        """Tell whether two lanes want the same places; where neither has one, the same queue."""
-        loaded = other.loaded(fleet)
-        if loaded and own_places:
-            return any(id(place) in own_places for place in loaded)
-        return other.key.queue == own.queue
 
 
 def _run_key(lease: Lease) -> RunKey:

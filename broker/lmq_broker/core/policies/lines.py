@@ -105,7 +105,7 @@ class JobLine:
         best: tuple[Place, Job] | None = None
         for priority in sorted(self._lines, reverse=True) if len(self._lines) > 1 else self._lines:
             line = self._lines[priority]
-            while line and not self._waits(line[0][1], (PRIORITY_MAX - priority, NEVER_MS, line[0][0])):
+            while line and not self._stands(line[0][1], priority, line[0][0]):
                 line.popleft()
             if line:
                 best = (PRIORITY_MAX - priority, NEVER_MS, line[0][0]), line[0][1]
@@ -156,6 +156,16 @@ class JobLine:
             elif priority == job.priority:
                 total += ranks.below(job.order)
         return total
+
+    def _stands(self, job: Job, priority: int, order: int) -> bool:
+        """Tell the same as `_waits` of an entry in the line of a priority."""
+        return (
+            job.state is State.READY
+            and self._homes.get(job.number) is self
+            and job.order == order
+            and job.priority == priority
+            and not job.expires_at_ms
+        )
 
     def _waits(self, job: Job, place: Place) -> bool:
         """Tell whether an entry still stands for a job that waits here, at this place.
