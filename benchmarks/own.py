@@ -35,10 +35,22 @@ class Own:
         broker.start()
         return broker
 
-    def worker(self, broker: "Broker", backend: str, endpoint: str, name: str = "bench") -> None:
-        """Start a worker."""
+    def worker(
+        self, broker: "Broker", backend: str, endpoint: str, name: str = "bench", *, slots: int = 0
+    ) -> None:
+        """Start a worker; 0 slots: as many as it has by default."""
+        pinned = ("--slots", str(slots)) if slots else ()
         self.children.start_python(
-            "lmq_worker", "--backend", backend, "--name", name, "--endpoint", endpoint, "--broker", broker.url
+            "lmq_worker",
+            "--backend",
+            backend,
+            "--name",
+            name,
+            "--endpoint",
+            endpoint,
+            "--broker",
+            broker.url,
+            *pinned,
         )
 
     def simulator(self, *options: str) -> str:

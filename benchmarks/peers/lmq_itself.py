@@ -24,6 +24,10 @@ from benchmarks.peers.base import (
 _PAYLOAD: lmq.Json = {"padding": PAYLOAD}
 
 
+SLOTS = 256
+"""A quarter of the window, so that broker and worker need not wait for each other; others fetch all of it ahead."""
+
+
 class LmqItself:
     """The queue this repository is about."""
 
@@ -40,7 +44,7 @@ class LmqItself:
             accepted_means="in the journal, synced",
             fsync_before_ack=True,
             submitter="one client, one thread",
-            worker="echo backend, 64 slots",
+            worker=f"echo backend, {SLOTS} slots",
         )
 
     def missing(self) -> str | None:
@@ -57,7 +61,7 @@ class LmqItself:
         """Start one worker process."""
         assert self._own is not None
         assert self._broker is not None
-        self._own.worker(self._broker, "echo", "echo://bench")
+        self._own.worker(self._broker, "echo", "echo://bench", slots=SLOTS)
 
     def accept_windowed(self, jobs: int) -> float | None:
         """Submit one by one, up to 1,000 without an acknowledgement."""

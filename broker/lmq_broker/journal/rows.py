@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import chain
 from sqlite3 import Connection
 
-_AT_ONCE = 32
-"""Rows of one statement; larger ones cost as much and are longer in the way."""
+_AT_ONCE = (128, 64, 32, 16, 8, 4, 2, 1)
+"""Rows of one statement; more cost as much each, and have more values than an old SQLite takes."""
 
 
 class Rows:
@@ -14,13 +14,12 @@ class Rows:
     def __init__(self, statement: str, width: int) -> None:
         """Take a statement with `{}` in the place of its rows."""
         row = "(" + ",".join("?" * width) + ")"
-        self._one = statement.format(row)
-        self._many = statement.format(",".join([row] * _AT_ONCE))
+        self._statements = [(count, statement.format(",".join([row] * count))) for count in _AT_ONCE]
 
     def write(self, connection: Connection, rows: Sequence[Sequence[object]]) -> None:
         """Carry it out for all rows, in their order."""
-        whole = len(rows) - len(rows) % _AT_ONCE
-        for at in range(0, whole, _AT_ONCE):
-            connection.execute(self._many, list(chain.from_iterable(rows[at : at + _AT_ONCE])))
-        if whole < len(rows):
-            connection.executemany(self._one, rows[whole:])
+        at = 0
+        for count, statement in self._statements:
+            while len(rows) - at >= count:
+                connection.execute(statement, list(chain.from_iterable(rows[at : at + count])))
+                at += count

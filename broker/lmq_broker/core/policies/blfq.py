@@ -209,7 +209,8 @@ class Blfq:
                 )
         pool = self._pools[run.pool]
         pool.bands[run.band].end(run.flow, actual, run.received, run.left)
-        self._put_again(run.flow, pool.lanes[run.band])
+        if actual < run.received + run.left:
+            self._put_again(run.flow, pool.lanes[run.band])
 
     def loaded(self, worker: Worker, model: str, took_ms: int, *, no_memory: bool) -> None:
         """Learn what loads cost and what memory holds."""

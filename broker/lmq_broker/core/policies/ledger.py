@@ -225,7 +225,7 @@ class Band:
         self._note(flow)
         self.changed.add(flow.user)
         if flow.queued:
-            if not flow.held:
+            if actual < received and not flow.held:
                 self._waiting.put(flow)
         elif not flow.running and flow.service <= self.virtual:
             # It would be lifted to here in any case.
