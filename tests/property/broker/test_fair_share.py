@@ -349,6 +349,34 @@ def test_whoever_is_passed_over_waits_for_patience_drain_and_load(seed: int) -> 
     assert one.wait_ms <= 3 * load_s * 1000 + 2 * longest_ms + load_s * 1000 + 1000
 
 
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_whoever_asks_now_and_then_is_not_kept_waiting_by_what_lower_bands_and_floods_do(seed: int) -> None:
+    """P5 with all bands at work and three models for two endpoints: two turns at most, each with patience and drain.
+
+    What lower bands drain for, or have waited longer for, does not stand in the way of a stricter one.
+    """
+    random = Random(seed)
+    load_s = random.choice((2, 5, 10))
+    output = random.randint(20, 200)
+    requests = [
+        Request(random.randint(0, 200_000), f"many-{model}-{priority}", 50, random.randint(10, output),
+                model=model, priority=priority)
+        for model, priority in (("m0", 8), ("m1", 8), ("m0", 5), ("m1", 5), ("m2", 5), ("m1", 1), ("m2", 1))
+        for _ in range(random.randint(5, 120))
+    ]  # fmt: skip
+    requests += [
+        Request(60_000 * turn + random.randint(0, 30_000), "one", 50, output, model="m2", priority=8)
+        for turn in range(4)
+    ]
+    engine = EngineModel(slots=random.randint(1, 4), load_s=load_s, models=MODELS)
+    served = run(Replay(requests, [engine, engine], fair()))
+    longest_ms = max(each.ended_ms - each.started_ms for each in served)
+    for one in served:
+        if one.request.user == "one":
+            assert one.wait_ms <= 2 * (3 * load_s * 1000 + 2 * longest_ms) + 1000
+
+
 def _band(served: Served) -> int:
     priority = served.request.priority
     return 0 if priority >= 7 else 1 if priority >= 4 else 2

@@ -58,6 +58,8 @@ class Placing:
         self._swaps: dict[str, Swap] = {}
         self._contests: dict[str, Contest] = {}
         """Those of the decision that is being made."""
+        self._passed_over: set[int] = set()
+        """Bypasses that go on in it."""
         self._driven: set[str] = set()
         """Workers whose swap somebody has asked for in it."""
         self._strict_until_ms: dict[int, int] = {}
@@ -89,12 +91,12 @@ class Placing:
         """A decision begins: nobody has been passed over in it yet."""
         self._now_ms = now_ms
         self._contests.clear()
+        self._passed_over.clear()
         self._driven.clear()
 
     def end(self) -> None:
         """All were looked at and nothing is to be done: whoever is passed over no more has lost no patience."""
-        passed_over = {id(contest.bypass) for contest in self._contests.values()}
-        for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in passed_over]:
+        for key in [key for key, bypass in self._bypasses.items() if id(bypass) not in self._passed_over]:
             del self._bypasses[key]
         # A swap that nobody asks for any more, as its model has come up elsewhere, would keep the endpoint for ever.
         for name, swap in list(self._swaps.items()):
@@ -335,7 +337,7 @@ class Placing:
             if swap is None:
                 return Load(worker, model, head[4].user)
             return Load(worker, model, swap.user, swap.since_ms) if swap.names & places.names else None
-        if swap is not None:
+        if swap is not None and (swap.order is not None or swap.band <= band.index):
             return self._go_on(worker, victims)
         return self._contest(head, heads, band, worker, model, victims, load_ms, fleet)
 
@@ -359,13 +361,17 @@ class Placing:
         fleet: Fleet,
     ) -> Decision | None:
         """Settle between the flow whose turn it is and the model that is loaded: let it wait, or begin a swap."""
-        if worker.name in self._contests:
+        names = head[2].places.names
+        bypass = self._bypasses.get((band.index, names))
+        holder = self._contests.get(worker.name)
+        if holder is not None and holder.band <= band.index:
+            if bypass is not None:
+                # Its turn has come already: that another goes first here does not begin it anew.
+                self._passed_over.add(id(bypass))
             return None
         if self._is_turn_of_others(head, heads, victims, fleet):
             return None
         patience_ms = self._patience_ms(band, load_ms)
-        names = head[2].places.names
-        bypass = self._bypasses.get((band.index, names))
         if bypass is None:
             bypass = self._bypasses[band.index, names] = Bypass(self._now_ms)
         resident_ms = min(self.memory.resident_ms(each, self._now_ms) for each in victims)
@@ -378,6 +384,7 @@ class Placing:
         is_busy = any(each.leased for each in victims)
         if not is_over and (is_wanted or is_busy):
             self._contests[worker.name] = Contest(band.index, head[0], bypass)
+            self._passed_over.add(id(bypass))
             return WakeAt(int(due_ms) + 1)
         self._swaps[worker.name] = Swap(
             frozenset(each.id for each in victims),
@@ -436,7 +443,7 @@ class Placing:
             return False
         if contest.band < band.index:
             # The next band keeps busy what is busy anyway.
-            return instance.leased > 0
+            return self._is_soon_over(head, instance)
         return head[0] <= contest.key + self._lead(band, instance)
 
     def _may_fill_in(self, head: Head, band: Band, instance: Instance) -> bool:
@@ -446,6 +453,10 @@ class Placing:
             return True
         if head[0] > swap.key + self._lead(band, instance):
             return False
+        return self._is_soon_over(head, instance)
+
+    def _is_soon_over(self, head: Head, instance: Instance) -> bool:
+        """Tell whether a job that starts now is thought to end before the last of those that run there."""
         cost = self._costs.predict(head[4], instance.model)
         shared_ms = cost * (self._engines.streams(instance) + 1)
         return self._now_ms + shared_ms <= self._engines.ends_ms(instance)
