@@ -200,11 +200,11 @@ def targets_of(found: Sequence[tuple[Case, list[Asked]]], *, quick: bool) -> lis
     starts = [figures_of([each.words()[0] for each in asked]) for _, asked in found]
     error = max(each.error for each in starts)
     least, most = min(each.covered for each in starts), max(each.covered for each in starts)
-    span = f"{least:.2f}" if least == most else f"{least:.2f} to {most:.2f}"
+    span = f"{least:.3f}" if least == most else f"{least:.3f} to {most:.3f}"
     return [
         Target("waits, median error, worst case", "<= 50 %", f"{error:.0%}", None if quick else error <= 0.5),
         Target(
-            "ranges of 90 % that hold, each case", ".87 to .93", span,
+            "ranges around starts that hold, each case", ".870 to .930", span,
             None if quick else least >= 0.87 and most <= 0.93,
         ),
     ]  # fmt: skip

@@ -150,9 +150,11 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     failures_max: int = 0
     suspect: bool = False
     ahead: int | None = None
+    """Ready jobs that would start before it, while it is ready."""
     starts_in_s: tuple[float, float] | None = None
-    """(soonest, latest) by the present estimate."""
+    """(soonest, latest) of nine in ten, while it is ready; None where nothing is foreseen to start."""
     done_in_s: tuple[float, float] | None = None
+    """The same of its end, while it is ready or leased."""
     due_at_ms: int = 0
     expires_at_ms: int = 0
     started_at_ms: int = 0

@@ -188,7 +188,7 @@ def full(
         user: whose jobs must end, empty for anybody's; None: it is not about jobs.
     """
     over = max(1, value - limit_value + 1)
-    wait_ms = None if user is None else state.eta.room_in_ms(over, user, now)
+    wait_ms = None if user is None else state.eta.ends_in_ms(over, user, now)
     if wait_ms is None:
         second = now.mono_ms // 1000
         ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)

@@ -27,7 +27,7 @@ Seconds = tuple[float, float]
 FRESH_MS = 1000
 """A look-out this young is not made anew."""
 WORK_PER_MS = 5
-"""One made unasked costs no more than so much a millisecond of waiting for the next: half a percent of a core."""
+"""One made unasked costs no more than so much a millisecond of waiting for the next: a hundredth of a core."""
 STALE_MS = 10_000
 """An older one says nothing of now."""
 OLD = 0.7
@@ -121,7 +121,7 @@ class Eta:
         self._asked = True
         if self._is_of_now(now) and job.number in self._ranks:
             return self._seen_ahead(job.number)
-        return self._crowd(state, job).ahead_of(job)
+        return self.crowd(state, job).ahead_of(job)
 
     def waits(self, state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[Seconds, Seconds] | None:
         """Return when a ready job starts and when it is done; None if nothing says so."""
@@ -145,7 +145,8 @@ class Eta:
         known = self.outlook.jobs.get(job.number)
         return known is not None and known.group >= 0
 
-    def _crowd(self, state: BrokerState, job: Job) -> Crowd:
+    def crowd(self, state: BrokerState, job: Job) -> Crowd:
+        """Return who stands before the jobs of a ready job's lane, as of this turn."""
         lane = state.policy.lane_of(job)
         crowd = self._crowds.get(lane)
         if crowd is None:
@@ -155,7 +156,7 @@ class Eta:
     def foreseen(
         self, state: BrokerState, job: Job, ahead: int, now: Now
     ) -> tuple[float, float, float] | None:
-        """Return how long it is to a ready job's start and end, as one number each, and how long it is at least."""
+        """Return the milliseconds to a ready job's start and end, one number each, and those to its start at least."""
         hold = state.queue_holds.get(job.queue)
         if not self._is_of_now(now) or (hold is not None and hold.kind == "pause"):
             return None
@@ -164,6 +165,8 @@ class Eta:
             return None
         takes_ms = group.runs_ms / group.starts if group.starts else 0.0
         floor = self._floor(state, job, ahead, takes_ms, now)
+        if floor is None:
+            return None
         if self._is_played(job):
             start_ms, end_ms = self._left_ms(self.outlook.jobs[job.number], now)
         elif group.starts:
@@ -171,10 +174,8 @@ class Eta:
             end_ms = start_ms + takes_ms
         elif floor is not NO_FLOOR and group.slots:
             # Nobody of those who wait may start yet.
-            start_ms, end_ms = 0.0, self._crowd(state, job).cost
+            start_ms, end_ms = 0.0, self.crowd(state, job).cost
         else:
-            return None
-        if floor is None:
             return None
         later_ms = max(0.0, floor.likely_ms - start_ms)
         return start_ms + later_ms, end_ms + later_ms, floor.sure_ms
@@ -184,7 +185,7 @@ class Eta:
         buckets = list(state.limits.taken_by(job.user, job.queue, job.task_type))
         if not buckets:
             return NO_FLOOR
-        crowd = self._crowd(state, job)
+        crowd = self.crowd(state, job)
         running = [
             (each.job, self._left_ms(each, now)[1]) for each in self.outlook.jobs.values() if each.job.lease
         ]
@@ -202,7 +203,7 @@ class Eta:
             left_ms = max(0.0, known.end_ms - known.start_ms - (now.mono_ms - lease.granted_ms))
         return _seconds(self._runs.around_ms(left_ms))
 
-    def room_in_ms(self, count: int, user: str, now: Now) -> float | None:
+    def ends_in_ms(self, count: int, user: str, now: Now) -> float | None:
         """Return when so many jobs have ended, of one user or (empty) of all; None if nothing says so."""
         self._asked = True
         if not self._is_of_now(now):

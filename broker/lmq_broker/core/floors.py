@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lmq_broker.core.limits import RATES, Bucket
+from lmq_broker.core.limits import RATES, Bucket, covers
 from lmq_broker.core.state import Job
 
 
@@ -32,7 +32,7 @@ def floor_of(
         buckets: what its start would be taken from.
         own: jobs of its user that come before it.
         ahead: jobs of anybody that do.
-        running: what runs, and how long it still does.
+        running: what runs, and for how many milliseconds it still does.
         takes_ms: how long such a job runs.
         now_ms: monotonic.
     """
@@ -43,10 +43,7 @@ def floor_of(
             return None
         before = own if bucket.subject else ahead
         if limit.of in RATES:
-            opens_ms = bucket.opens_ms(now_ms) - now_ms
-            if limit.of == "jobs":
-                opens_ms += before * limit.per_ms / limit.value
-            sure_ms = max(sure_ms, opens_ms)
+            sure_ms = max(sure_ms, bucket.room_in_ms(now_ms, before))
         elif (turn := before - int(limit.value - bucket.used)) >= 0:
             ends_ms = sorted(left_ms for job, left_ms in running if _counts(bucket, job)) or [takes_ms]
             likely_ms = max(likely_ms, ends_ms[turn % len(ends_ms)] + turn // len(ends_ms) * takes_ms)
@@ -54,9 +51,4 @@ def floor_of(
 
 
 def _counts(bucket: Bucket, job: Job) -> bool:
-    limit = bucket.limit
-    return (
-        bucket.subject in ("", job.user)
-        and limit.queue in ("", job.queue)
-        and limit.task_type in ("", job.task_type)
-    )
+    return covers(bucket.limit, bucket.subject, (job.user, job.queue, job.task_type, "", ""))

@@ -57,14 +57,8 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
                 others.append(why)
         else:
             others += _why_not_here(state, worker, job, names, band, parts, now)
-    gone = [each for each in state.workers.values() if each.peer is None and _serves(each, job)]
-    for worker in gone if names else ():
-        if _knows(state, worker, names):
-            since_s = max(0, now.mono_ms - worker.heard_ms) // 1000
-            text = f"{worker.name} had it, and was last heard of {in_words(since_s * 1000)} ago"
-            found.reasons.append(
-                Reason(code="worker_gone", text=text, fields={"worker": worker.name, "since_s": since_s})
-            )
+    if names:
+        _say_gone(state, found, job, names, now)
     if not found.is_able:
         found.reasons = others + found.reasons
         if not found.reasons:
@@ -107,6 +101,16 @@ def _say_who_serves(found: Hindrances, connected: list[Worker], job: Job) -> Non
     found.hints.append("lmq workers list")
     fields: Fields = {"queue": job.queue, "task_type": job.task_type}
     found.reasons = [Reason(code="no_worker_for_queue", text=text, fields=fields)]
+
+
+def _say_gone(state: BrokerState, found: Hindrances, job: Job, names: frozenset[str], now: Now) -> None:
+    """Say which workers had a model and are not connected any more."""
+    for worker in state.workers.values():
+        if worker.peer is None and _serves(worker, job) and _knows(state, worker, names):
+            since_s = max(0, now.mono_ms - worker.heard_ms) // 1000
+            text = f"{worker.name} had it, and was last heard of {in_words(since_s * 1000)} ago"
+            fields: Fields = {"worker": worker.name, "since_s": since_s}
+            found.reasons.append(Reason(code="worker_gone", text=text, fields=fields))
 
 
 def _say_closed(

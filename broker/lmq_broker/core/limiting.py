@@ -152,19 +152,13 @@ def sentence_of(bucket: Bucket, now: Now, before: int = 0) -> tuple[str, dict[st
     limit = bucket.limit
     details: dict[str, Field] = {"limit": bucket.name, "value": limit.value, "subject": bucket.subject}
     if limit.of in RATES:
-        wait_ms = room_in_ms(bucket, now, before)
+        wait_ms = bucket.room_in_ms(now.mono_ms, before)
         details["seconds"] = round(wait_ms / 1000, 1)
         rate = f"{limit.value:g} in {in_words(limit.per_ms)}"
         return f"the rate {bucket.name} ({rate}) has room for it in {in_words(int(wait_ms) + 999)}", details
     details["used"] = bucket.used
     whose = f" of {bucket.subject}" if bucket.subject else ""
     return f"as many jobs{whose} run as the limit {bucket.name} allows ({limit.value:g})", details
-
-
-def room_in_ms(bucket: Bucket, now: Now, before: int = 0) -> float:
-    """Return how long it is at least until a rate lets a job through that comes after so many others."""
-    every_ms = bucket.limit.per_ms / bucket.limit.value if bucket.limit.of == "jobs" else 0.0
-    return max(0.0, bucket.opens_ms(now.mono_ms) + before * every_ms - now.mono_ms)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

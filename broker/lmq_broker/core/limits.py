@@ -71,6 +71,11 @@ class Bucket:
         need = every_ms * min(jobs, burst_of(limit)) if limit.of == "jobs" else 1.0
         return max(self.tat_ms, float(now_ms)) + need - burst_of(limit) * every_ms
 
+    def room_in_ms(self, now_ms: int, before: int) -> float:
+        """Return how long it is at least until a rate lets a job through that comes after so many others."""
+        every_ms = self.limit.per_ms / self.limit.value if self.limit.of == "jobs" else 0.0
+        return max(0.0, self.opens_ms(now_ms) + before * every_ms - now_ms)
+
 
 def name_of(limit: Limit) -> str:
     """Return the name of a rule, by which it is set again, reset, and told of in refusals."""
@@ -207,10 +212,10 @@ class Limits:
     def _count(self, limit: Limit, subject: str) -> float:
         """Count what is there for a bucket that is new."""
         if limit.of == "running":
-            return float(sum(_covers(limit, subject, group) for group in self.running()))
+            return float(sum(covers(limit, subject, group) for group in self.running()))
         index = 1 if limit.of == "bytes" else 0
         return float(sum(
-            counts[index] for group, counts in self._waiting.items() if _covers(limit, subject, (*group, "", ""))
+            counts[index] for group, counts in self._waiting.items() if covers(limit, subject, (*group, "", ""))
         ))  # fmt: skip
 
     # --- what waits --------------------------------------------------------------------------------------------------
@@ -385,7 +390,7 @@ class Limits:
                 yield bucket
         for name, limit in self._at_place:
             bucket = self._buckets.get((name, user if limit.user else ""))
-            if bucket is not None and _covers(limit, bucket.subject, group):
+            if bucket is not None and covers(limit, bucket.subject, group):
                 yield bucket
 
     # --- parked ------------------------------------------------------------------------------------------------------
@@ -453,7 +458,7 @@ class Limits:
         return max(((self._count(counted, user), user) for user in users), default=(0.0, ""))
 
 
-def _covers(limit: Limit, subject: str, group: Running) -> bool:
+def covers(limit: Limit, subject: str, group: Running) -> bool:
     """Tell whether a rule counts a group; its user is `subject`, empty: all."""
     user, queue, task_type, model, worker = group
     return (

@@ -1,6 +1,6 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
-from lmq_broker.core import leases, limiting, views
+from lmq_broker.core import limiting, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.hindrances import hindrances
@@ -11,7 +11,7 @@ from lmq_broker.core.state import BrokerState, Identity, Job, Session
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import counted, how_long, in_words
 from lmq_proto import bounds
-from lmq_proto.errors import NotFound
+from lmq_proto.errors import Field, NotFound
 from lmq_proto.ids import SHORT_CHARS, short, to_text
 from lmq_proto.messages import JobView, Reason, Why, WhyReply
 from lmq_proto.states import State
@@ -22,6 +22,7 @@ _SOON_MS = 1000
 """A rate that has room so soon holds nothing back."""
 _NAMED_PARENTS = 5
 """That a sentence names; all are in its fields."""
+_ALONE = Reason(code="alone", text="an engine died under it: it runs alone, once a worker falls idle")
 
 
 def why(state: BrokerState, out: Out, session: Session, command: Why, now: Now) -> None:
@@ -110,17 +111,14 @@ def _why_open(
             hints.insert(0 if reasons[0].code == "ahead" else len(hints), sooner)
     if view.own_priority is not None:
         text = f"a job that waits for it lifts it from priority {view.own_priority} to {job.priority}"
-        fields = {"priority": job.priority, "own_priority": view.own_priority}
-        reasons.append(Reason(code="lifted", text=text, fields=dict(fields)))
+        fields: dict[str, Field] = {"priority": job.priority, "own_priority": view.own_priority}
+        reasons.append(Reason(code="lifted", text=text, fields=fields))
     if job.past.suspect:
         reasons.append(_ALONE)
     if not reasons:
         reasons.append(Reason(code="next", text="it is next: the first slot that falls free is its own"))
     reasons += told.reasons if told.is_able else []
     return reasons, [*hints, cancel]
-
-
-_ALONE = Reason(code="alone", text="an engine died under it: it runs alone, once a worker falls idle")
 
 
 def _why_held(state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[list[Reason], list[str]]:
@@ -149,13 +147,13 @@ def _why_limited(state: BrokerState, job: Job, ahead: int, now: Now) -> Reason |
     buckets = list(state.limits.taken_by(job.user, job.queue, job.task_type))
     if not buckets:
         return None
-    crowd = state.policy.crowd(job, leases.fleet(state))
+    crowd = state.eta.crowd(state, job)
     found: Reason | None = None
     longest_ms = 0.0
     for bucket in buckets:
         if bucket.limit.of in RATES:
             before = crowd.own_before(job) if bucket.subject else ahead
-            wait_ms = limiting.room_in_ms(bucket, now, before)
+            wait_ms = bucket.room_in_ms(now.mono_ms, before)
             holds = wait_ms >= _SOON_MS
         else:
             before = 0
@@ -171,7 +169,7 @@ def _why_behind(state: BrokerState, job: Job, ahead: int, who: Identity) -> list
     """Return why others come first: how many, how many of them of a stricter band, and who has had less."""
     plural = "job is" if ahead == 1 else "jobs are"
     reasons = [Reason(code="ahead", text=f"{ahead:,} {plural} ahead of it", fields={"ahead": ahead})]
-    crowd = state.policy.crowd(job, leases.fleet(state))
+    crowd = state.eta.crowd(state, job)
     if crowd.stricter:
         comes = "comes" if crowd.stricter == 1 else "come"
         text = f"{counted(crowd.stricter, 'job')} of stricter priority {comes} first"
@@ -216,7 +214,10 @@ def _why_blocked(state: BrokerState, view: JobView) -> Reason:
     ]
     more = len(named) - _NAMED_PARENTS
     told = ", ".join(named[:_NAMED_PARENTS]) + (f" and {more} more" if more > 0 else "")
-    count = "1 job" if len(named) == 1 else f"{len(named)} jobs"
     ids = [to_text(id_) for id_ in open_jobs]
-    text = f"it waits for {count}: {told}" if named else "its parents are done: it is ready in a moment"
+    text = (
+        f"it waits for {counted(len(named), 'job')}: {told}"
+        if named
+        else "its parents are done: it is ready in a moment"
+    )
     return Reason(code="parents", text=text, fields={"jobs": ids, "states": states})

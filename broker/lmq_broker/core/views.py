@@ -1,4 +1,4 @@
-"""What people are shown: jobs, queues, workers, models, the broker's health, and why a job waits."""
+"""What people are shown: jobs, queues, workers, models, the broker's health. Why a job waits is in `reasons`."""
 
 from itertools import islice
 

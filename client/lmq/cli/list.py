@@ -32,7 +32,11 @@ lmq --json list --label chat=42 | jq -r '.[].id'
 @match_options
 @cli.pass_session
 def command(session: Session, /, limit: int, only_open: bool, **said: Any) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    The last column says of a job that waits how many start before it and when it starts, of one that runs what it
+    does and when it is done: ranges that are to hold nine times in ten. lmq why says more of one job.
+    """
     match = match_of(said)
     if only_open:
         from lmq import OPEN

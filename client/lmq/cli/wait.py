@@ -30,7 +30,10 @@ lmq wait 7KQ2M9 X3M1PD --timeout 10m && echo all done
 @click.option("--timeout", type=DURATION, metavar="TIME", help="Give up after so long; the jobs go on.")
 @cli.pass_session
 def command(session: Session, job: tuple[str, ...], timeout: float | None) -> None:
-    """Wait until all these jobs have ended; the status is 0 if all are done. JOB as for lmq show."""
+    """Wait until all these jobs have ended; the status is 0 if all are done. JOB as for lmq show.
+
+    In a terminal a line says meanwhile why the job waits and when it starts, or what it does and when it is done.
+    """
     if not job:
         raise click.UsageError("name the jobs to wait for, as: lmq wait @last")
     deadline_s = None if timeout is None else time.monotonic() + timeout

@@ -24,7 +24,12 @@ BETWEEN = "    "
 @job_argument
 @cli.pass_session
 def command(session: Session, job: str) -> None:
-    """Say why a job waits, or what became of it, and what you can do. JOB as for lmq show."""
+    """Say why a job waits, or what became of it, and what you can do. JOB as for lmq show.
+
+    The first line says where it is: how many jobs start before it, when it starts and when it is done. Such a
+    range is to hold nine times in ten; it is left out where nothing is foreseen to start. Then come the causes,
+    the weightiest first, and commands you can type.
+    """
     with session.client() as client:
         answer = client.job(job_ids(client, (job,))[0]).why()
     if session.json:
@@ -47,16 +52,17 @@ def why_lines(answer: Why) -> list[str]:
 
 def situation(job: JobStatus) -> str:
     """Return where a job is in one line: how long it waits, how many are ahead, when it starts and is done."""
-    waited = duration((now_ms() - job.created_at_ms) / 1000)
     if job.is_final:
         doing = where(job)
         return job.state + (f", {doing}" if doing and job.error is None else "")
-    parts = [f"running, {where(job)}" if job.state == "leased" else f"waiting {waited}"]
-    if job.ahead is not None and job.state != "leased":
+    if job.state == "leased":
+        return f"running, {where(job)}"
+    parts = [f"waiting {duration((now_ms() - job.created_at_ms) / 1000)}"]
+    if job.ahead is not None:
         parts.append(f"{job.ahead:,} ahead" if job.ahead else "next")
     if job.starts_in_s is not None:
         parts.append(when(job.starts_in_s, "starts"))
-    if job.done_in_s is not None and job.state != "leased":
+    if job.done_in_s is not None:
         parts.append(when(job.done_in_s, "done"))
     return ", ".join(parts)
 

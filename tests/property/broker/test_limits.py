@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from random import Random
 from typing import TYPE_CHECKING
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from lmq_broker.core import invariants
 from lmq_broker.core.limits import burst_of, name_of
@@ -149,6 +149,7 @@ class World:
 
 
 @settings(max_examples=60, deadline=None)
+@example(5829)
 @given(seeds)
 def test_no_limit_is_ever_exceeded(seed: int) -> None:
     random = Random(seed)

@@ -1,7 +1,7 @@
 """A broker that a test can tell a story about: who is there, what happens, what it then asks the shell for.
 
 `a_broker(jobs=[ready("a", user="ann")], workers=[idle("w1")])` is a state with its clock. Every step checks the
-invariants, and that each durable event says what PROTOCOL.md promises of its kind.
+invariants, and that each durable event, and each reason, says what PROTOCOL.md promises of its kind.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from lmq_proto.messages import (
     Text,
     TextReport,
     Update,
+    WhyReply,
 )
 from lmq_proto.states import FINAL
 from unit.proto.protocol_text import table_with, words
@@ -69,6 +70,9 @@ EPOCH = 1
 
 _DETAIL = {
     words(row[0])[0]: set(words(row[3])) for row in table_with("Kind", "Of", "When", "`detail`")
+}  # fmt: skip
+_REASONS = {
+    code: set(words(row[2])) for row in table_with("Code", "The job", "Fields") for code in words(row[0])
 }  # fmt: skip
 _MAY_MISS = {"failures", "queued_ms", "leased_ms"}
 _ENDS = ("dead", "cancelled")
@@ -176,6 +180,9 @@ class Broker:
                     told = set(event.detail)
                     assert told <= _DETAIL[event.kind], event
                     assert _DETAIL[event.kind] - told <= _MAY_MISS or event.kind in _ENDS, event
+            if isinstance(effect, Send) and isinstance(effect.message, WhyReply):
+                for reason in effect.message.reasons:
+                    assert set(reason.fields) <= _REASONS[reason.code], reason
         return effects
 
     def turn(self, after_ms: int = 0) -> list[Effect]:

@@ -96,6 +96,18 @@ def test_what_rides_together_is_of_all_users_in_turn_and_within_their_limits() -
     assert started(broker.turn(1), "w1") == ["a0", "b0", "c0", "a1"]
 
 
+def test_who_is_first_in_turn_rides_though_another_with_as_many_turns_came_before() -> None:
+    none_of_bob = Settings(policy="blfq", limits=(Limit(of="running", value=0, user="shop/bob"),))
+    worker = idle("w1", instances=[instance("e", model="nomic", kind="embedding", slots=2)])
+    broker = a_broker(workers=[worker], clients=["shop/alice", "shop/bob"], settings=none_of_bob)
+    for user, name in (("alice", "a0"), ("bob", "b0"), ("alice", "a1")):
+        broker.submit(f"shop/{user}", spec(name, task_type="embed", merge="nomic"), payloads=[b""])
+        if name == "b0":
+            broker.cancel("shop/alice", "a0")
+    assert started(broker.turn(1), "w1") == ["a1"]
+    assert broker.at("w1").busy == 1
+
+
 def test_how_users_of_an_app_stand_is_one_row() -> None:
     broker = a_broker(jobs=many("tom", 1), settings=FAIR)
     for_users(broker, ("a0", "shop/alice"), ("b0", "shop/bob"))

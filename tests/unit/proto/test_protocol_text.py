@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from lmq_broker.core import hindrances, reasons
 from lmq_broker.core.rights import MAY
 from lmq_proto import bounds, codec, ids
 from lmq_proto.errors import WIRE_ERRORS
@@ -143,6 +144,13 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
 
 def test_the_table_of_events_has_each_kind() -> None:
     assert [words(row[0])[0] for row in table_with("Kind", "Of", "When", "`detail`")] == list(Kind)
+
+
+def test_the_table_of_reasons_has_each_code() -> None:
+    told = {code for row in table_with("Code", "The job", "Fields") for code in words(row[0])}
+    source = inspect.getsource(reasons) + inspect.getsource(hindrances)
+    ends = {State.DONE, State.DEAD, State.CANCELLED, State.EXPIRED}
+    assert told == set(re.findall(r'code="(\w+)"', source)) | ends
 
 
 def test_the_table_of_topics_has_each_message_of_the_pub_socket() -> None:

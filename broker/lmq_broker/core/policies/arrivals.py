@@ -11,6 +11,7 @@ import msgspec
 from lmq_broker.core.policies.places import LaneKey
 
 WINDOW_MS = 300_000
+"""Over which what comes is counted."""
 RECENT = 0.7
 """Of a rate that is believed in. Who has just submitted much does so more often than is usual for them, and one asks
 just then: predictions that took rates as they were came out too long by as much."""
@@ -18,7 +19,6 @@ FLOWS = 1000
 """Of those who submitted last; the others are one crowd."""
 NAMED = 16
 """Flows that are played by name: those that ask for most. The others come as strangers."""
-
 MOST_MS = 3_600_000
 """Strangers who come more rarely than this are not waited for."""
 

@@ -119,9 +119,10 @@ class Crowd:
         if not self._shares:
             return 0, []
         own = self._flow(job)
-        # The first three of a heap are among its first seven.
+        # The first three of a heap are among its first seven, but for those that are there no more.
+        here = self._standing.noted
         found = {
-            (flow.key, flow.number, flow.user) for _, _, flow in self._standing.entries()[:7] if flow.queued
+            (flow.key, flow.number, flow.user) for _, _, flow in self._standing.entries()[:7] if flow in here
         }
         before = sorted(entry for entry in found if entry[0] < own.key)[:3]
         if not before:

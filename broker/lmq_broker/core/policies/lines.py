@@ -17,8 +17,6 @@ from lmq_proto.bounds import PRIORITY_MAX
 from lmq_proto.states import State
 
 NEVER_MS = 1 << 62
-_LOOKS = 64
-"""Entries that are looked at beyond four for each job asked for: many that left must not make a long step."""
 Place = tuple[int, int, int]
 """Where a job stands: (priority turned round, time at which it expires, order); the smallest is the first."""
 

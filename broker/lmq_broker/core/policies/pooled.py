@@ -131,7 +131,7 @@ class PooledLine:
 
     def first(self, count: int) -> list[Job]:
         """Return the first jobs, users in turn, as many as are wanted and there; of those whom no limit holds."""
-        members = heapq.nsmallest(count, self._standing.noted, key=self._turn_of)
+        members = heapq.nsmallest(count, self._standing.noted, key=self._standing_of)
         return list(islice(self._in_turn(members), count))
 
     def walk(self) -> Iterator[Job]:
@@ -179,6 +179,10 @@ class PooledLine:
 
     def _turn_of(self, member: Flow) -> tuple[int, float]:
         return member.lines[self.key].head()[0][0], member.service
+
+    def _standing_of(self, member: Flow) -> tuple[tuple[int, float], int]:
+        """Return where a user stands; of two with the same turn the one who came first, as at the head."""
+        return self._turn_of(member), member.number
 
 
 def pool(flow: Flow, homes: dict[int, JobLine]) -> Members:
