@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from lmq_broker.core.policies.blfq import Blfq
 from lmq_broker.core.policies.lanes import Share
@@ -349,32 +349,34 @@ def test_whoever_is_passed_over_waits_for_patience_drain_and_load(seed: int) -> 
     assert one.wait_ms <= 3 * load_s * 1000 + 2 * longest_ms + load_s * 1000 + 1000
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds)
-def test_whoever_asks_now_and_then_is_not_kept_waiting_by_what_lower_bands_and_floods_do(seed: int) -> None:
-    """P5 with all bands at work and three models for two endpoints: two turns at most, each with patience and drain.
+@example(1)
+@example(21)
+def test_whoever_asks_now_and_then_is_not_kept_waiting_by_lower_bands_or_floods(seed: int) -> None:
+    """P5 with all bands at work and three models for two endpoints: patience, drain and loads, and no more.
 
-    What lower bands drain for, or have waited longer for, does not stand in the way of a stricter one.
+    What lower bands drain for, or are owed, does not stand in the way of a stricter one.
     """
     random = Random(seed)
     load_s = random.choice((2, 5, 10))
     output = random.randint(20, 200)
     requests = [
-        Request(random.randint(0, 200_000), f"many-{model}-{priority}", 50, random.randint(10, output),
+        Request(random.randint(0, 400_000), f"many-{model}-{priority}", 50, random.randint(10, output),
                 model=model, priority=priority)
         for model, priority in (("m0", 8), ("m1", 8), ("m0", 5), ("m1", 5), ("m2", 5), ("m1", 1), ("m2", 1))
-        for _ in range(random.randint(5, 120))
+        for _ in range(random.randint(50, 400))
     ]  # fmt: skip
     requests += [
         Request(60_000 * turn + random.randint(0, 30_000), "one", 50, output, model="m2", priority=8)
-        for turn in range(4)
+        for turn in range(6)
     ]
     engine = EngineModel(slots=random.randint(1, 4), load_s=load_s, models=MODELS)
     served = run(Replay(requests, [engine, engine], fair()))
     longest_ms = max(each.ended_ms - each.started_ms for each in served)
     for one in served:
         if one.request.user == "one":
-            assert one.wait_ms <= 2 * (3 * load_s * 1000 + 2 * longest_ms) + 1000
+            assert one.wait_ms <= 3 * load_s * 1000 + 2 * longest_ms + 1000
 
 
 def _band(served: Served) -> int:
