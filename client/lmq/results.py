@@ -163,6 +163,10 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: int = 0
     payload_bytes: int = 0
     result_bytes: int = 0
+    prompt_tokens: int = 0
+    """As its submitter counted them, 0 where it did not; once it is done, as the worker did."""
+    output_tokens: int = 0
+    """The same of its answer."""
     labels: dict[str, str] = {}
     key: str = ""
     session: str = ""

@@ -247,6 +247,8 @@ def _end_lease(
     if ended.model:
         job.model = ended.model[: bounds.NAME_CHARS]
     if ended.outcome == "complete":
+        job.prompt_tokens = spent.prompt_tokens or job.prompt_tokens
+        job.output_tokens = spent.output_tokens or job.output_tokens
         if len(result) <= state.settings.payload_bytes:
             jobs.end(state, out, job, State.DONE, now, result=result)
             return

@@ -111,6 +111,7 @@ def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
         ahead=ahead, starts_in_s=starts, done_in_s=done,
         due_at_ms=job.due_at_ms if job.state in _STARTS_LATER else 0, expires_at_ms=job.expires_at_ms,
         started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
+        prompt_tokens=job.prompt_tokens, output_tokens=job.output_tokens,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
         story=list(job.past.story), parents=list(job.terms.parents), waits_for=parents.awaited(state, job),
         own_priority=job.past.own_priority,
@@ -126,6 +127,7 @@ def of_stored(state: BrokerState, job: StoredJob) -> JobView:
         failures_max=job.terms.failures_max, suspect=job.past.suspect, expires_at_ms=job.expires_at_ms,
         started_at_ms=job.started_at_ms, finished_at_ms=job.finished_at_ms, deletes_at_ms=job.deletes_at_ms,
         timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes, result_bytes=job.result_bytes,
+        prompt_tokens=job.prompt_tokens, output_tokens=job.output_tokens,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
         error=job.past.error, story=list(job.past.story), parents=list(job.terms.parents),
     )  # fmt: skip

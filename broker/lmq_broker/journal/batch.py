@@ -30,7 +30,8 @@ _INSERT_PAYLOAD = Rows("INSERT INTO payloads VALUES {}", 2)
 _INSERT_RESULT = Rows("INSERT OR REPLACE INTO results VALUES {}", 2)
 _MAY_CHANGE = (
     "queue", "priority", "state", "order", "models", "due_at_ms", "expires_at_ms", "started_at_ms", "finished_at_ms",
-    "deletes_at_ms", "attempt", "epoch", "failures", "worker", "model", "result_bytes", "terms", "past",
+    "deletes_at_ms", "attempt", "epoch", "failures", "worker", "model", "result_bytes", "prompt_tokens",
+    "output_tokens", "terms", "past",
 )  # fmt: skip
 _UPDATE_JOB = Rows(
     "UPDATE jobs SET "
@@ -189,7 +190,8 @@ def _changes(job: StoredJob) -> tuple[object, ...]:
     return (
         job.queue, job.priority, job.state, job.order, _lines(job.models), job.due_at_ms,
         job.expires_at_ms, job.started_at_ms, job.finished_at_ms, job.deletes_at_ms, job.attempt, job.epoch,
-        job.failures, job.worker, job.model, job.result_bytes, _encode(job.terms), _past(job), job.number,
+        job.failures, job.worker, job.model, job.result_bytes, job.prompt_tokens, job.output_tokens,
+        _encode(job.terms), _past(job), job.number,
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from lmq import config
-from lmq.cli import session as cli
+from lmq.cli import session as cli, traces
 from lmq.cli.errors import clean
-from lmq.cli.humane import number, short_duration
+from lmq.cli.humane import count, number, short_duration
 from lmq.cli.params import UTC_DAY
 from lmq.cli.tables import GAP, WIDTH, Cell, Row, cut, one_line, table, width_of
 
@@ -26,6 +26,7 @@ EXAMPLE = """
 lmq usage
 lmq usage --since 30d --by user,model --price-hour 0.40
 lmq usage --since 2026-11-01 --until 2026-11-30 --by day,user --csv
+lmq usage --since 1d --trace > monday.csv   a line for each request: lmq forecast
 """
 COLUMNS = ("day", "user", "model", "task_type")
 ENDS = ("done", "dead", "cancelled", "expired")
@@ -59,6 +60,8 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--price-hour", type=click.FloatRange(min=0), metavar="PRICE",
               help="Of an hour of engine time; default: price_hour of the configuration.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Answer in CSV.")
+@click.option("--trace", is_flag=True,
+              help="Answer with each request that is still kept, as `lmq forecast` reads them.")  # fmt: skip
 @cli.pass_session
 def command(
     session: Session,
@@ -68,17 +71,24 @@ def command(
     user: str,
     price_hour: float | None,
     as_csv: bool,
+    trace: bool,
 ) -> None:
     """Say what jobs have used: how many ended, their tokens, engine time, how long they waited and ran.
 
     The sums are kept for two years by days in UTC, though the jobs themselves are long deleted. Four jobs side by side
     for an hour took four hours of engine time.
     """
-    if as_csv and session.json:
-        raise click.UsageError("ask for --csv or --json, not both")
+    if as_csv + trace + session.json > 1:
+        raise click.UsageError("ask for one of --csv, --trace and --json")
     price = config.price_hour() if price_hour is None else price_hour
     # A day named as the last one is in.
     end = until + timedelta(milliseconds=1) if until is not None else None
+    if trace:
+        with session.client() as client:
+            asked = traces.requests(client, since, end, user or session.as_user)
+        traces.write(asked)
+        session.note(f"({count(len(asked), 'request')})")
+        return
     with session.client() as client:
         found = client.usage(since=since, until=end, by=by, user=user or session.as_user)
     if session.json:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 WITHIN_S = 30.0
 FIXED = (
-    "number", "id", "user", "principal", "task_type", "created_at_ms", "payload_bytes", "prompt_tokens",
-    "output_tokens",
+    "number", "id", "user", "principal", "task_type", "created_at_ms", "payload_bytes",
 )  # fmt: skip
 """What of a job never changes."""
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import signal
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
 from integration.cli.conftest import LMQ, Lmq
 from lmq.cli.demo.stage import Stage
 from lmq.cli.root import COMMANDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_chat_is_answered_and_can_be_looked_at_afterwards(lmq: Lmq) -> None:
@@ -62,6 +68,26 @@ def test_what_jobs_used_is_summed_up_and_measured(lmq: Lmq) -> None:
     assert 'lmq_jobs_ended_total{state="done"} 2\n' in measured
     assert f'lmq_tokens_total{{model="qwen/qwen3-8b",kind="output"}} {chat["output_tokens"]}\n' in measured
     assert "lmq_user_engine_seconds_total{" in measured
+
+
+def test_what_was_asked_for_is_a_trace_that_forecasts_read(lmq: Lmq, tmp_path: Path) -> None:
+    """Tokens as the worker counted them; who was cancelled asked for nothing that could be played again."""
+    for user in ("anna", "ben"):
+        assert lmq.run("--as", user, "chat", "Why is the sky blue?").returncode == 0
+    job_id = lmq.run("chat", "-d", "--delay", "1h", "Hello").stdout.strip()
+    assert lmq.run("cancel", job_id).returncode == 0
+    written = lmq.run("usage", "--trace", "--since", "1d")
+    rows = list(csv.DictReader(io.StringIO(written.stdout)))
+    assert [row["user"] for row in rows] == ["anna", "ben"]
+    shown = json.loads(lmq.run("--json", "list", "--user", "ben").stdout)[0]
+    for mine, field in (("in_tokens", "prompt_tokens"), ("out_tokens", "output_tokens")):
+        assert int(rows[1][mine]) == shown[field] > 0
+    assert rows[0]["t_s"] == "0.0"
+    assert "(2 requests)" in written.stderr
+    file = tmp_path / "mine.csv"
+    file.write_text(written.stdout, encoding="utf-8")
+    told = lmq.run("forecast", str(file), "--endpoints", "1")
+    assert told.stdout.startswith("2 requests of 2 users for 1 model "), told.stderr
 
 
 def test_a_paused_queue_holds_its_jobs_until_they_are_cancelled_by_filter(lmq: Lmq) -> None:
