@@ -26,7 +26,7 @@ EXAMPLE = """
 lmq usage
 lmq usage --since 30d --by user,model --price-hour 0.40
 lmq usage --since 2026-11-01 --until 2026-11-30 --by day,user --csv
-lmq usage --since 1d --trace > monday.csv   a line for each request: lmq forecast
+lmq usage --since 1d --trace > monday.csv
 """
 COLUMNS = ("day", "user", "model", "task_type")
 ENDS = ("done", "dead", "cancelled", "expired")
