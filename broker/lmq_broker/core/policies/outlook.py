@@ -579,14 +579,17 @@ class _Run:
         """Tell whether a job may still start at a site where another model's turn has come."""
         if lane.band < swap.band:
             return True
-        if not swap.begun:
-            if lane.band > swap.band:
-                return bool(engine.ends)
-            return head.key <= swap.key + self._lead(engine, lane)
-        if engine not in swap.victims:
+        if lane.band > swap.band and not swap.begun:
+            return self._is_soon_over(engine, head, at_ms)
+        if swap.begun and engine not in swap.victims:
             return True
-        if lane.band > swap.band or head.key > swap.key + self._lead(engine, lane):
-            return False
+        is_within = head.key <= swap.key + self._lead(engine, lane)
+        if not swap.begun:
+            return is_within
+        return lane.band == swap.band and is_within and self._is_soon_over(engine, head, at_ms)
+
+    def _is_soon_over(self, engine: EngineCopy, head: HeadCopy, at_ms: float) -> bool:
+        """Tell whether a job that starts now is thought to end before the last of those that run there."""
         if head.job is None:
             cost = head.flow.cost
         else:
