@@ -282,3 +282,19 @@ def test_looking_out_twice_finds_the_same_and_changes_nothing() -> None:
     # Answers are drawn: they differ in length, and what is said is between the shortest and the longest.
     lengths = [each.end_ms - each.start_ms for each in first.jobs.values() if each.group >= 0]
     assert max(lengths) > min(lengths) > 0
+
+
+def test_jobs_of_new_places_that_come_between_two_steps_are_in_no_group_yet() -> None:
+    both = idle("w1", instances=[instance(model, model=model, kind="llm") for model in ("m", "small")])
+    broker = a_broker(jobs=chats("a", "b", "c"), workers=[both], settings=settings())
+    broker.turn()
+    found = Outlook(broker.mono_ms)
+    steps = look_out(broker.state.policy.parts(fleet(broker.state), broker.now), found)
+    while not found.groups:
+        next(steps)
+    broker.submit("ann", spec("new", **asks("small")))
+    for _ in steps:
+        pass
+    assert job_id("b") in {each.job.id for each in found.jobs.values()}
+    assert {each.group for each in found.jobs.values()} == {-1, 0}
+    assert len(found.groups) == 1

@@ -191,7 +191,7 @@ class _Run:
             mean = min(shape.mean_left(had) * tokens, most)
             at_prompt_ms = 0.0 if lease.tokens else prompt_ms
             drawn_ms, mean_ms = at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms
-        self._note_start(job, -1, 0, 0.0)
+        self._note_start(job, None, 0, 0.0)
         self._order += 1
         heapq.heappush(engine.ends, (drawn_ms, self._order, Stream(job, 0.0, drawn_ms, mean_ms, -1, frees)))
 
@@ -384,7 +384,7 @@ class _Run:
         group = self._groups[engine.group]
         if not group.starts:
             group.first_ms = at_ms
-        self._note_start(job, engine.group, group.starts, at_ms)
+        self._note_start(job, lane, group.starts, at_ms)
         group.starts += 1
         group.last_ms = at_ms
         if group.starts == min(self._most_starts, group.jobs):
@@ -450,18 +450,23 @@ class _Run:
         for each in list(self._at[site.number]):
             self._fill(each, at_ms)
 
-    def _note_start(self, job: Job, group: int, place: int, start_ms: float) -> None:
+    def _note_start(self, job: Job, lane: LaneCopy | None, place: int, start_ms: float) -> None:
+        """Note when a job starts; no lane: it runs already."""
         known = self._found.jobs.get(job.number)
-        if known is None:
-            self._found.jobs[job.number] = Foreseen(job, group, place, start_ms)
-        else:
+        if known is not None:
             known.note_start(place, start_ms)
+            return
+        # Lanes that came since the first run are in none of its groups.
+        group = -1 if lane is None else self._found.group_of.get((lane.pool, lane.band, lane.key))
+        if group is not None:
+            self._found.jobs[job.number] = Foreseen(job, group, place, start_ms)
 
     def _note_end(self, stream: Stream, at_ms: float) -> None:
         """Note when a job of middling length would have ended where the drawn one ends at this time."""
         took_ms = (at_ms - stream.start_ms) * stream.mean_ms / max(stream.drawn_ms, 1.0)
-        known = self._found.jobs[stream.job.number]
-        known.note_end(stream.start_ms + took_ms)
+        known = self._found.jobs.get(stream.job.number)
+        if known is not None:
+            known.note_end(stream.start_ms + took_ms)
         if stream.group >= 0:
             self._groups[stream.group].runs_ms += took_ms
 
