@@ -423,9 +423,9 @@ def test_an_atomic_batch_is_never_accepted_in_part(limit: Limit) -> None:
 # --- why a job waits for one ------------------------------------------------------------------------------------------
 
 
-def limit_told_of(broker: Broker, name: str) -> Any:
+def told_of(broker: Broker, name: str, code: str = "limit") -> Any:
     reply = sent(broker.says("ann", Why(request_id=8, job_id=job_id(name))), "ann", WhyReply)[0]
-    return next((each for each in reply.reasons if each.code == "limit"), None)
+    return next((each for each in reply.reasons if each.code == code), None)
 
 
 def test_a_job_says_which_limit_it_waits_for_and_how_full_it_is() -> None:
@@ -433,7 +433,7 @@ def test_a_job_says_which_limit_it_waits_for_and_how_full_it_is() -> None:
     settings = limited(Limit(of="running", value=1, task_type="train"))
     broker = a_broker(jobs=jobs, workers=[idle("w1", slots=8)], settings=settings)
     assert names(broker) == ["t0"]
-    told = limit_told_of(broker, "t2")
+    told = told_of(broker, "t2")
     assert told.fields == {"limit": "running task_type=train", "value": 1.0, "subject": "", "used": 1.0}
     assert told.text == "as many jobs run as the limit running task_type=train allows (1)"
 
@@ -443,7 +443,23 @@ def test_a_job_says_how_far_away_a_rate_puts_it_behind_those_before_it() -> None
     jobs = [ready(f"m{number}") for number in range(4)]
     settings = limited(Limit(of="jobs", value=2, per_ms=60_000, user="*"))
     broker = a_broker(jobs=jobs, workers=[], settings=settings)
-    assert limit_told_of(broker, "m1") is None
-    told = limit_told_of(broker, "m3")
+    assert told_of(broker, "m1") is None
+    told = told_of(broker, "m3")
     assert told.fields == {"limit": "jobs user=*", "value": 2.0, "subject": "ann", "seconds": 60.0}
     assert told.text == "the rate jobs user=* (2 in 60 s) has room for it in 60 s"
+
+
+def test_who_waits_for_a_resource_is_told_so() -> None:
+    jobs = [ready(f"t{n}", task_type="train", uses=["gpu"]) for n in range(2)]
+    chats = [running("c0", task_type="chat"), ready("t2", task_type="train", uses=["gpu-1"])]
+    gpu = idle("gpu-1", task_types=["chat"])
+    broker = a_broker(jobs=[*chats, *jobs], workers=[gpu, idle("w1", slots=8, task_types=["train"])])
+    broker.turn()
+    told = told_of(broker, "t1", "resource")
+    assert told.text == "other tasks have gpu, which it uses"
+    assert told.fields == {"resource": "gpu", "worker": ""}
+    told = told_of(broker, "t2", "resource")
+    assert told.text == "it uses gpu-1, which runs 1 job and has to fall idle first"
+    assert told.fields == {"resource": "gpu-1", "worker": "gpu-1"}
+    broker.reports("w1", "t0", "complete")
+    assert told_of(broker, "t1", "resource") is None
