@@ -12,6 +12,7 @@ from lmq_broker.core.records import MetaSet
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import Now, SettingsChanged
+from lmq_proto.bounds import DURATION_MS
 from lmq_proto.messages import (
     Done,
     ErrorReply,
@@ -274,6 +275,8 @@ def test_limits_and_rates_outlive_the_broker() -> None:
         (Limit(of="running", value=-2), "value"),
         (Limit(of="jobs", value=1), "per_ms"),
         (Limit(of="jobs", value=0, per_ms=1000), "value"),
+        (Limit(of="tokens", value=1e-296, per_ms=1000), "value"),
+        (Limit(of="jobs", value=0.9, per_ms=DURATION_MS), "value"),
         (Limit(of="running", value=1, refuse=True), "per_ms"),
         (Limit(of="queued", value=1, worker="w1"), "worker"),
         (Limit(of="running", value=1, resource="gpu", user="ann"), "resource"),
@@ -285,6 +288,14 @@ def test_a_limit_that_says_nothing_is_refused(limit: Limit, field: str) -> None:
     broker = a_broker(clients=["ann"])
     told = error(broker.says("ann", SetLimit(request_id=9, limit=limit)))
     assert (told.code, told.fields["field"]) == ("bad_field", field)
+
+
+def test_a_rate_of_one_in_a_year_is_the_slowest() -> None:
+    broker = a_broker(jobs=[ready("a"), ready("b")], workers=[idle("w1", slots=8)])
+    slowest = Limit(of="jobs", value=1, per_ms=DURATION_MS)
+    assert sent(broker.says("ann", SetLimit(request_id=9, limit=slowest)), "ann", Done)
+    assert names(broker) == ["a"]
+    assert told_of(broker, "b").fields["seconds"] == DURATION_MS / 1000
 
 
 def test_users_may_look_at_limits_and_set_none() -> None:
