@@ -194,7 +194,8 @@ def test_a_rate_that_refuses_says_when_to_come_back() -> None:
     assert outcomes(broker.submit("ann", spec("b")))[0].outcome == "accepted"
 
 
-def test_tokens_have_a_rate_that_is_trued_up() -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["no other", "another set meanwhile"])
+def test_tokens_have_a_rate_that_is_trued_up(*, another: bool) -> None:
     rate = Limit(of="tokens", value=1000, per_ms=1000, task_type="chat", burst=100)
     chat = instance("m", model="m", kind="llm", slots=8)
     jobs = [
@@ -203,6 +204,8 @@ def test_tokens_have_a_rate_that_is_trued_up() -> None:
     broker = a_broker(jobs=jobs, workers=[idle("w1", instances=[chat])], settings=limited(rate))
     assert names(broker) == ["c0"]
     assert not started(broker.turn(400), "w1")
+    if another:
+        sets(broker, "running", 5, user="eve")
     # It took a third of what was predicted: the next one may come sooner.
     broker.reports("w1", "c0", "complete", prompt_tokens=100, output_tokens=100)
     assert started(broker.turn(1), "w1") == ["c1"]
