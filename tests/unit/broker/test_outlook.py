@@ -8,6 +8,7 @@ import pytest
 
 from lmq_broker.core.leases import fleet
 from lmq_broker.core.policies.foreseen import Outlook
+from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.outlook import FEWER_STARTS, RUNS, STARTS, WORK, look_out
 from lmq_broker.core.settings import Rates, Settings
 from lmq_proto.errors import ErrorInfo
@@ -298,3 +299,15 @@ def test_jobs_of_new_places_that_come_between_two_steps_are_in_no_group_yet() ->
     assert job_id("b") in {each.job.id for each in found.jobs.values()}
     assert {each.group for each in found.jobs.values()} == {-1, 0}
     assert len(found.groups) == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"expires_ms": 60_000}], ids=["in order", "by expiry"])
+def test_of_many_that_left_few_are_passed_on_the_way_to_the_next(fields: dict[str, Any]) -> None:
+    many = [f"a{n}" for n in range(1000)]
+    broker = a_broker(jobs=chats(*many, **fields), workers=[engine()])
+    broker.cancel("ann", *many[10:-10])
+    (lane,) = broker.state.policy.parts(fleet(broker.state), broker.now).pools["llm"].lanes[1].values()
+    (line,) = [flow.lines[lane.key] for flow in lane.standing.noted]
+    assert [job.id for job in line.walk()] == [job_id(name) for name in many[:10] + many[-10:]]
+    assert isinstance(line, JobLine)
+    assert line.entries <= 3 * 20 + 2 * 64
