@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -272,6 +273,34 @@ def test_lanes_without_number_end_a_look_out_all_the_same() -> None:
     steps = list(look_out(broker.state.policy.parts(fleet(broker.state), broker.now), found))
     assert sum(steps) <= RUNS * (WORK + max(steps) + 600)
     assert found.jobs
+
+
+def test_no_step_is_long_where_many_lanes_want_the_same_many_places() -> None:
+    jobs = [ready(f"j{number}", **asks(f"m{number}")) for number in range(100)]
+    workers = [idle(f"w{number}") for number in range(60)]
+    broker = a_broker(jobs=jobs, workers=workers, settings=settings())
+    calls = worst = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        for _ in look_out(broker.state.policy.parts(fleet(broker.state), broker.now), Outlook(0)):
+            worst, calls = max(worst, calls), 0
+    finally:
+        sys.setprofile(None)
+    assert worst < 5000
+
+
+def test_a_word_of_progress_that_says_nothing_is_not_believed() -> None:
+    jobs = [running("x", task_type="train"), ready("a", task_type="train")]
+    broker = a_broker(jobs=jobs, workers=[idle("w1")], settings=settings())
+    broker.turn(3000)
+    report = PhaseReport(job_id=job_id("x"), attempt=1, phase="writing", progress=1e-320)
+    broker.says("w1", Phases(leases=[report]))
+    assert starts(broker)["a"] < 600_000
 
 
 def test_looking_out_twice_finds_the_same_and_changes_nothing() -> None:

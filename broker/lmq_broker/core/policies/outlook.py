@@ -47,6 +47,8 @@ WORK = 10_000
 """Of one run: what has no end, or lanes without number, ends here. One is a look at the head of a lane, about 1 us."""
 _EVENT_WORK = 4
 """Of what happens, beside looks."""
+LEAST_PROGRESS = 1e-6
+"""Of a task's own word that is believed: less says no more of its end than nothing."""
 LOADED_SLOTS = 4
 """Of a model that is loaded for jobs: what an endpoint gives one by default."""
 
@@ -110,7 +112,7 @@ class _Run:
     def _steps(self) -> Iterator[None]:
         yield from self._look_at_workers()
         yield from self._look_at_lanes()
-        self._join()
+        yield from self._join()
         for site in self._sites:
             self._resume_swap(site)
         for lane in self._lanes:
@@ -179,7 +181,7 @@ class _Run:
         """Let a job go on that runs."""
         job = lease.job
         engine.shares = job.task_type in ENGINE_TASKS
-        if lease.progress and not engine.shares:
+        if lease.progress >= LEAST_PROGRESS and not engine.shares:
             # Its own word, which is of the whole job.
             gone_ms = self._parts.now_ms - lease.granted_ms
             drawn_ms = mean_ms = gone_ms * (1 - lease.progress) / lease.progress
@@ -229,13 +231,19 @@ class _Run:
         engine.lanes.append(lane)
         self._serving[lane.number].append(engine)
 
-    def _join(self) -> None:
+    def _join(self) -> Iterator[None]:
         """Find which lanes want the same places."""
         parents: dict[object, object] = {}
 
         def root(thing: object) -> object:
-            while thing in parents:
-                thing = parents[thing]
+            above = parents.get(thing)
+            while above is not None:
+                # What is looked up again and again comes nearer to its root each time.
+                beyond = parents.get(above)
+                if beyond is None:
+                    return above
+                parents[thing] = beyond
+                thing, above = beyond, parents.get(beyond)
             return thing
 
         def join(one: object, other: object) -> None:
@@ -250,6 +258,9 @@ class _Run:
                 join(site, lane)
                 for engine in self._at[site.number]:
                     join(site, engine)
+                self._work += len(self._at[site.number])
+            self._work += len(serving) + len(lane.homes)
+            yield
         numbers: dict[object, int] = {}
         for lane, serving in zip(self._lanes, self._serving, strict=True):
             lane.group = numbers.setdefault(root(lane), len(numbers))
