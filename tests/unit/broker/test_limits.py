@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lmq_broker.core import eta
 from lmq_broker.core.effects import WakeAt
-from lmq_broker.core.limits import Limits
+from lmq_broker.core.floors import counts
+from lmq_broker.core.limits import Bucket, Limits
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
+from lmq_broker.core.state import Job
 from lmq_broker.core.stimuli import Now, SettingsChanged
 from lmq_proto.bounds import DURATION_MS
 from lmq_proto.messages import (
@@ -21,6 +24,8 @@ from lmq_proto.messages import (
     ListLimits,
     ResetLimits,
     SetLimit,
+    Status,
+    Statuses,
     Why,
     WhyReply,
 )
@@ -477,3 +482,25 @@ def test_who_waits_for_a_resource_is_told_so() -> None:
     assert told.fields == {"resource": "gpu-1", "worker": "gpu-1"}
     broker.reports("w1", "t0", "complete")
     assert told_of(broker, "t1", "resource") is None
+
+
+def test_a_page_of_jobs_looks_at_what_runs_once_for_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [ready(f"j{number}") for number in range(60)]
+    settings = limited(Limit(of="running", value=10, user="*"))
+    broker = a_broker(jobs=jobs, workers=[idle("w1", slots=20)], settings=settings)
+    assert len(names(broker)) == 10
+    broker.turn(1500)
+    status = Status(request_id=4, job_ids=[job_id(f"j{number}") for number in range(10, 60)])
+    broker.says("ann", status)
+    broker.turn(1500)
+    looks: list[Job] = []
+
+    def looked(bucket: Bucket, job: Job) -> bool:
+        looks.append(job)
+        return counts(bucket, job)
+
+    monkeypatch.setattr(eta, "counts", looked)
+    told = sent(broker.says("ann", status), "ann", Statuses)[0].jobs
+    assert [each.ahead for each in told] == list(range(50))
+    assert all(each.starts_in_s is not None for each in told)
+    assert 0 < len(looks) <= 10
