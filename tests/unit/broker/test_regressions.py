@@ -203,3 +203,9 @@ def test_an_error_does_not_repeat_a_huge_value() -> None:
     pause = Pause(request_id=1, noun="queue", name="q", reason="r" * 3_000_000)
     refused = sent(broker.says("ann", pause), "ann", ErrorReply)
     assert len(str(refused[0].error)) < 1000
+
+
+def test_what_is_told_of_a_queue_has_one_order_in_every_process() -> None:
+    """States are text, whose order in a set is another in each process: the same seed has to say the same bytes."""
+    broker = a_broker(jobs=[ready("a")])
+    assert list(broker.state.queues["default"].counts) == ["asking", "blocked", "delayed", "leased", "ready"]
