@@ -142,7 +142,7 @@ def queue_named(state: BrokerState, name: str) -> Queue:
     """Return the counts of a queue, made at its first job."""
     queue = state.queues.get(name)
     if queue is None:
-        queue = state.queues[name] = Queue(dict.fromkeys(OPEN, 0))
+        queue = state.queues[name] = Queue(dict.fromkeys(sorted(OPEN), 0))
     return queue
 
 

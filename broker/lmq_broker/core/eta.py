@@ -10,8 +10,9 @@ import msgspec
 
 from lmq_broker.core import leases
 from lmq_broker.core.chronicle import Out
-from lmq_broker.core.floors import NO_FLOOR, Floor, floor_of
+from lmq_broker.core.floors import NO_FLOOR, Floor, counts, floor_of
 from lmq_broker.core.intervals import Interval, Range
+from lmq_broker.core.limits import Bucket
 from lmq_broker.core.policies.base import Spent
 from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.foreseen import Foreseen, Outlook
@@ -105,6 +106,8 @@ class Eta:
         """Job -> (group, rank)."""
         self._crowds: dict[tuple[str, int, LaneKey], Crowd] = {}
         """Of this turn, by lane: a page of jobs asks for each of them again."""
+        self._ends_ms: dict[tuple[str, str], list[float]] = {}
+        """The same of limits, by rule and user: when those end that they count, the next one first."""
         self._told_ahead: dict[int, int] = {}
         """Job -> what its followers were last told."""
         self._starts = Record()
@@ -186,10 +189,16 @@ class Eta:
         if not buckets:
             return NO_FLOOR
         crowd = self.crowd(state, job)
-        running = [
-            (each.job, self._left_ms(each, now)[1]) for each in self.outlook.jobs.values() if each.job.lease
-        ]
-        return floor_of(buckets, crowd.own_before(job), ahead, running, takes_ms or crowd.cost, now.mono_ms)
+
+        def ends_ms(bucket: Bucket) -> list[float]:
+            found = self._ends_ms.get((bucket.name, bucket.subject))
+            if found is None:
+                jobs = (each for each in self.outlook.jobs.values() if each.job.lease)
+                found = sorted(self._left_ms(each, now)[1] for each in jobs if counts(bucket, each.job))
+                self._ends_ms[bucket.name, bucket.subject] = found
+            return found
+
+        return floor_of(buckets, crowd.own_before(job), ahead, ends_ms, takes_ms or crowd.cost, now.mono_ms)
 
     def runs_for(self, lease: Lease, now: Now) -> Seconds | None:
         """Return when a running job is done; None if nothing says so."""
@@ -254,6 +263,7 @@ class Eta:
     def look_out(self, state: BrokerState, out: Out, now: Now) -> bool:
         """Go on looking out, or begin, if there is cause to; return whether more is to be done."""
         self._crowds.clear()
+        self._ends_ms.clear()
         if self._steps is None:
             if not self._is_due(state, now):
                 return False

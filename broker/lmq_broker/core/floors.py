@@ -1,6 +1,6 @@
 """How limits put a job off: the earliest start that they allow it, whoever's turn it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from lmq_broker.core.limits import RATES, Bucket, covers
@@ -22,7 +22,7 @@ def floor_of(
     buckets: Iterable[Bucket],
     own: int,
     ahead: int,
-    running: list[tuple[Job, float]],
+    running: Callable[[Bucket], list[float]],
     takes_ms: float,
     now_ms: int,
 ) -> Floor | None:
@@ -32,7 +32,7 @@ def floor_of(
         buckets: what its start would be taken from.
         own: jobs of its user that come before it.
         ahead: jobs of anybody that do.
-        running: what runs, and for how many milliseconds it still does.
+        running: for how many milliseconds each job still runs that a bucket counts, the shortest first.
         takes_ms: how long such a job runs.
         now_ms: monotonic.
     """
@@ -45,10 +45,11 @@ def floor_of(
         if limit.of in RATES:
             sure_ms = max(sure_ms, bucket.room_in_ms(now_ms, before))
         elif (turn := before - int(limit.value - bucket.used)) >= 0:
-            ends_ms = sorted(left_ms for job, left_ms in running if _counts(bucket, job)) or [takes_ms]
+            ends_ms = running(bucket) or [takes_ms]
             likely_ms = max(likely_ms, ends_ms[turn % len(ends_ms)] + turn // len(ends_ms) * takes_ms)
     return Floor(max(likely_ms, sure_ms), sure_ms)
 
 
-def _counts(bucket: Bucket, job: Job) -> bool:
+def counts(bucket: Bucket, job: Job) -> bool:
+    """Tell whether a bucket counts a job that runs."""
     return covers(bucket.limit, bucket.subject, (job.user, job.queue, job.task_type, "", ""))

@@ -120,8 +120,9 @@ def check(limit: Limit) -> None:
         raise BadField("resource", limit.resource, "no other name beside it")
     if limit.of in RATES:
         fields.check_within("per_ms", limit.per_ms, 1, bounds.DURATION_MS)
-        if limit.value != UNLIMITED and not limit.value > 0:
-            raise BadField("value", limit.value, "above 0 for a rate; a pause of the queue holds all")
+        if limit.value != UNLIMITED and not limit.value * bounds.DURATION_MS >= limit.per_ms:
+            wanted = f"a rate of at least one in {bounds.DURATION_MS} ms; a pause of the queue holds all"
+            raise BadField("value", limit.value, wanted)
         if not 0 <= limit.burst <= _VALUE_MAX:
             raise BadField("burst", limit.burst, f"0 to {_VALUE_MAX:g}")
     elif limit.per_ms or limit.burst or limit.refuse:

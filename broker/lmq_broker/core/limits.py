@@ -376,9 +376,12 @@ class Limits:
             bucket.used -= 1
             freed += bucket.parked
             bucket.parked.clear()
-        for bucket, predicted in taken:
-            bucket.tat_ms += (tokens - predicted) * bucket.limit.per_ms / bucket.limit.value
-            self._dirty[bucket.name, bucket.subject] = None
+        for then, predicted in taken:
+            # Rules may have been set since: whoever counts by this name now has what was taken.
+            now = self._buckets.get((then.name, then.subject))
+            if now is not None:
+                now.tat_ms += (tokens - predicted) * now.limit.per_ms / now.limit.value
+                self._dirty[now.name, now.subject] = None
         return freed
 
     def _running_buckets(self, group: Running) -> Iterator[Bucket]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from lmq_broker.core.settings import EMBEDDING_TASKS, ENGINE_TASKS
 from lmq_proto.messages import CatalogModel, InstanceInfo
@@ -24,6 +25,12 @@ def unnumbered(name: str) -> str:
 
 def names_of(model: str, others: Iterable[str] = ()) -> frozenset[str]:
     """Return every name a job may use for a model: with and without publisher, variant, and embedding prefix."""
+    return _names_of(model, tuple(others))
+
+
+@lru_cache(maxsize=4096)
+def _names_of(model: str, others: tuple[str, ...]) -> frozenset[str]:
+    """Return the same; each change of the fleet asks for all that is on disk, once for each lane."""
     names = set()
     for name in (normal(model), *(normal(other) for other in others)):
         bare = name.partition("@")[0]

@@ -1,6 +1,8 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
-from lmq_broker.core import limiting, views
+from collections.abc import Collection
+
+from lmq_broker.core import leases, limiting, views
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.hindrances import hindrances
@@ -135,11 +137,29 @@ def _why_held(state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[list[
         reasons.append(Reason(code="queue_paused", text=text,
                               fields={"queue": job.queue, "by": hold.by, "until_ms": hold.until_ms}))  # fmt: skip
         hints.append(f"lmq queues resume {job.queue}")
+    if job.terms.uses:
+        taken = state.policy.parts(leases.fleet(state), now).taken
+        used = [_why_in_use(state, name, taken) for name in job.terms.uses]
+        reasons += [each for each in used if each is not None]
     limited = _why_limited(state, job, ahead, now)
     if limited is not None:
         reasons.append(limited)
         hints.append("lmq limits")
     return reasons, hints
+
+
+def _why_in_use(state: BrokerState, name: str, taken: Collection[str]) -> Reason | None:
+    """Return why a resource that a task uses is not free; None: it is."""
+    worker = state.workers.get(name)
+    if name in taken or state.limits.resource(name) < 1:
+        text = f"other tasks have {name}, which it uses"
+    elif worker is not None and (worker.busy or worker.loading):
+        does = f"runs {counted(worker.busy, 'job')}" if worker.busy else f"is busy with {worker.loading}"
+        text = f"it uses {name}, which {does} and has to fall idle first"
+    else:
+        return None
+    fields = {"resource": name, "worker": name if worker is not None else ""}
+    return Reason(code="resource", text=text, fields=dict(fields))
 
 
 def _why_limited(state: BrokerState, job: Job, ahead: int, now: Now) -> Reason | None:

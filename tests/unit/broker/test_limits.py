@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lmq_broker.core import eta
 from lmq_broker.core.effects import WakeAt
-from lmq_broker.core.limits import Limits
+from lmq_broker.core.floors import counts
+from lmq_broker.core.limits import Bucket, Limits
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.recover import recover
 from lmq_broker.core.settings import Settings
+from lmq_broker.core.state import Job
 from lmq_broker.core.stimuli import Now, SettingsChanged
+from lmq_proto.bounds import DURATION_MS
 from lmq_proto.messages import (
     Done,
     ErrorReply,
@@ -20,6 +24,8 @@ from lmq_proto.messages import (
     ListLimits,
     ResetLimits,
     SetLimit,
+    Status,
+    Statuses,
     Why,
     WhyReply,
 )
@@ -193,7 +199,8 @@ def test_a_rate_that_refuses_says_when_to_come_back() -> None:
     assert outcomes(broker.submit("ann", spec("b")))[0].outcome == "accepted"
 
 
-def test_tokens_have_a_rate_that_is_trued_up() -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["no other", "another set meanwhile"])
+def test_tokens_have_a_rate_that_is_trued_up(*, another: bool) -> None:
     rate = Limit(of="tokens", value=1000, per_ms=1000, task_type="chat", burst=100)
     chat = instance("m", model="m", kind="llm", slots=8)
     jobs = [
@@ -202,6 +209,8 @@ def test_tokens_have_a_rate_that_is_trued_up() -> None:
     broker = a_broker(jobs=jobs, workers=[idle("w1", instances=[chat])], settings=limited(rate))
     assert names(broker) == ["c0"]
     assert not started(broker.turn(400), "w1")
+    if another:
+        sets(broker, "running", 5, user="eve")
     # It took a third of what was predicted: the next one may come sooner.
     broker.reports("w1", "c0", "complete", prompt_tokens=100, output_tokens=100)
     assert started(broker.turn(1), "w1") == ["c1"]
@@ -274,6 +283,8 @@ def test_limits_and_rates_outlive_the_broker() -> None:
         (Limit(of="running", value=-2), "value"),
         (Limit(of="jobs", value=1), "per_ms"),
         (Limit(of="jobs", value=0, per_ms=1000), "value"),
+        (Limit(of="tokens", value=1e-296, per_ms=1000), "value"),
+        (Limit(of="jobs", value=0.9, per_ms=DURATION_MS), "value"),
         (Limit(of="running", value=1, refuse=True), "per_ms"),
         (Limit(of="queued", value=1, worker="w1"), "worker"),
         (Limit(of="running", value=1, resource="gpu", user="ann"), "resource"),
@@ -285,6 +296,14 @@ def test_a_limit_that_says_nothing_is_refused(limit: Limit, field: str) -> None:
     broker = a_broker(clients=["ann"])
     told = error(broker.says("ann", SetLimit(request_id=9, limit=limit)))
     assert (told.code, told.fields["field"]) == ("bad_field", field)
+
+
+def test_a_rate_of_one_in_a_year_is_the_slowest() -> None:
+    broker = a_broker(jobs=[ready("a"), ready("b")], workers=[idle("w1", slots=8)])
+    slowest = Limit(of="jobs", value=1, per_ms=DURATION_MS)
+    assert sent(broker.says("ann", SetLimit(request_id=9, limit=slowest)), "ann", Done)
+    assert names(broker) == ["a"]
+    assert told_of(broker, "b").fields["seconds"] == DURATION_MS / 1000
 
 
 def test_users_may_look_at_limits_and_set_none() -> None:
@@ -423,9 +442,9 @@ def test_an_atomic_batch_is_never_accepted_in_part(limit: Limit) -> None:
 # --- why a job waits for one ------------------------------------------------------------------------------------------
 
 
-def limit_told_of(broker: Broker, name: str) -> Any:
+def told_of(broker: Broker, name: str, code: str = "limit") -> Any:
     reply = sent(broker.says("ann", Why(request_id=8, job_id=job_id(name))), "ann", WhyReply)[0]
-    return next((each for each in reply.reasons if each.code == "limit"), None)
+    return next((each for each in reply.reasons if each.code == code), None)
 
 
 def test_a_job_says_which_limit_it_waits_for_and_how_full_it_is() -> None:
@@ -433,7 +452,7 @@ def test_a_job_says_which_limit_it_waits_for_and_how_full_it_is() -> None:
     settings = limited(Limit(of="running", value=1, task_type="train"))
     broker = a_broker(jobs=jobs, workers=[idle("w1", slots=8)], settings=settings)
     assert names(broker) == ["t0"]
-    told = limit_told_of(broker, "t2")
+    told = told_of(broker, "t2")
     assert told.fields == {"limit": "running task_type=train", "value": 1.0, "subject": "", "used": 1.0}
     assert told.text == "as many jobs run as the limit running task_type=train allows (1)"
 
@@ -443,7 +462,45 @@ def test_a_job_says_how_far_away_a_rate_puts_it_behind_those_before_it() -> None
     jobs = [ready(f"m{number}") for number in range(4)]
     settings = limited(Limit(of="jobs", value=2, per_ms=60_000, user="*"))
     broker = a_broker(jobs=jobs, workers=[], settings=settings)
-    assert limit_told_of(broker, "m1") is None
-    told = limit_told_of(broker, "m3")
+    assert told_of(broker, "m1") is None
+    told = told_of(broker, "m3")
     assert told.fields == {"limit": "jobs user=*", "value": 2.0, "subject": "ann", "seconds": 60.0}
     assert told.text == "the rate jobs user=* (2 in 60 s) has room for it in 60 s"
+
+
+def test_who_waits_for_a_resource_is_told_so() -> None:
+    jobs = [ready(f"t{n}", task_type="train", uses=["gpu"]) for n in range(2)]
+    chats = [running("c0", task_type="chat"), ready("t2", task_type="train", uses=["gpu-1"])]
+    gpu = idle("gpu-1", task_types=["chat"])
+    broker = a_broker(jobs=[*chats, *jobs], workers=[gpu, idle("w1", slots=8, task_types=["train"])])
+    broker.turn()
+    told = told_of(broker, "t1", "resource")
+    assert told.text == "other tasks have gpu, which it uses"
+    assert told.fields == {"resource": "gpu", "worker": ""}
+    told = told_of(broker, "t2", "resource")
+    assert told.text == "it uses gpu-1, which runs 1 job and has to fall idle first"
+    assert told.fields == {"resource": "gpu-1", "worker": "gpu-1"}
+    broker.reports("w1", "t0", "complete")
+    assert told_of(broker, "t1", "resource") is None
+
+
+def test_a_page_of_jobs_looks_at_what_runs_once_for_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [ready(f"j{number}") for number in range(60)]
+    settings = limited(Limit(of="running", value=10, user="*"))
+    broker = a_broker(jobs=jobs, workers=[idle("w1", slots=20)], settings=settings)
+    assert len(names(broker)) == 10
+    broker.turn(1500)
+    status = Status(request_id=4, job_ids=[job_id(f"j{number}") for number in range(10, 60)])
+    broker.says("ann", status)
+    broker.turn(1500)
+    looks: list[Job] = []
+
+    def looked(bucket: Bucket, job: Job) -> bool:
+        looks.append(job)
+        return counts(bucket, job)
+
+    monkeypatch.setattr(eta, "counts", looked)
+    told = sent(broker.says("ann", status), "ann", Statuses)[0].jobs
+    assert [each.ahead for each in told] == list(range(50))
+    assert all(each.starts_in_s is not None for each in told)
+    assert 0 < len(looks) <= 10

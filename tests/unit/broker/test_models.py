@@ -23,6 +23,11 @@ def test_a_model_answers_with_and_without_publisher_and_variant() -> None:
     assert names_of("Qwen/Qwen3-8B@q4") == {"qwen/qwen3-8b@q4", "qwen3-8b@q4", "qwen/qwen3-8b", "qwen3-8b"}
 
 
+def test_the_names_of_a_model_are_worked_out_once() -> None:
+    """Each change of the fleet asks for those of each model on disk at each worker, for each lane."""
+    assert names_of("a/b", ["c@q4"]) is names_of("a/b", ["c@q4"])
+
+
 def test_an_instance_answers_to_its_id_and_variants_too() -> None:
     info = InstanceInfo(instance_id="mine", model="qwen/qwen3-8b", variants=["qwen3-8b@q8"])
     assert instance_names(info) >= {"mine", "qwen3-8b", "qwen/qwen3-8b", "qwen3-8b@q8"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from lmq_broker.core.leases import fleet
 from lmq_broker.core.policies.foreseen import Outlook
+from lmq_broker.core.policies.lines import JobLine
 from lmq_broker.core.policies.outlook import FEWER_STARTS, RUNS, STARTS, WORK, look_out
 from lmq_broker.core.settings import Rates, Settings
 from lmq_proto.errors import ErrorInfo
@@ -273,6 +275,34 @@ def test_lanes_without_number_end_a_look_out_all_the_same() -> None:
     assert found.jobs
 
 
+def test_no_step_is_long_where_many_lanes_want_the_same_many_places() -> None:
+    jobs = [ready(f"j{number}", **asks(f"m{number}")) for number in range(100)]
+    workers = [idle(f"w{number}") for number in range(60)]
+    broker = a_broker(jobs=jobs, workers=workers, settings=settings())
+    calls = worst = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        for _ in look_out(broker.state.policy.parts(fleet(broker.state), broker.now), Outlook(0)):
+            worst, calls = max(worst, calls), 0
+    finally:
+        sys.setprofile(None)
+    assert worst < 5000
+
+
+def test_a_word_of_progress_that_says_nothing_is_not_believed() -> None:
+    jobs = [running("x", task_type="train"), ready("a", task_type="train")]
+    broker = a_broker(jobs=jobs, workers=[idle("w1")], settings=settings())
+    broker.turn(3000)
+    report = PhaseReport(job_id=job_id("x"), attempt=1, phase="writing", progress=1e-320)
+    broker.says("w1", Phases(leases=[report]))
+    assert starts(broker)["a"] < 600_000
+
+
 def test_looking_out_twice_finds_the_same_and_changes_nothing() -> None:
     jobs = [running("x", user="zoe", **asks(output_tokens=0))]
     jobs += [ready(f"a{n}", user=("ann", "ben")[n % 2], **asks(output_tokens=0)) for n in range(20)]
@@ -282,3 +312,31 @@ def test_looking_out_twice_finds_the_same_and_changes_nothing() -> None:
     # Answers are drawn: they differ in length, and what is said is between the shortest and the longest.
     lengths = [each.end_ms - each.start_ms for each in first.jobs.values() if each.group >= 0]
     assert max(lengths) > min(lengths) > 0
+
+
+def test_jobs_of_new_places_that_come_between_two_steps_are_in_no_group_yet() -> None:
+    both = idle("w1", instances=[instance(model, model=model, kind="llm") for model in ("m", "small")])
+    broker = a_broker(jobs=chats("a", "b", "c"), workers=[both], settings=settings())
+    broker.turn()
+    found = Outlook(broker.mono_ms)
+    steps = look_out(broker.state.policy.parts(fleet(broker.state), broker.now), found)
+    while not found.groups:
+        next(steps)
+    broker.submit("ann", spec("new", **asks("small")))
+    for _ in steps:
+        pass
+    assert job_id("b") in {each.job.id for each in found.jobs.values()}
+    assert {each.group for each in found.jobs.values()} == {-1, 0}
+    assert len(found.groups) == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"expires_ms": 60_000}], ids=["in order", "by expiry"])
+def test_of_many_that_left_few_are_passed_on_the_way_to_the_next(fields: dict[str, Any]) -> None:
+    many = [f"a{n}" for n in range(1000)]
+    broker = a_broker(jobs=chats(*many, **fields), workers=[engine()])
+    broker.cancel("ann", *many[10:-10])
+    (lane,) = broker.state.policy.parts(fleet(broker.state), broker.now).pools["llm"].lanes[1].values()
+    (line,) = [flow.lines[lane.key] for flow in lane.standing.noted]
+    assert [job.id for job in line.walk()] == [job_id(name) for name in many[:10] + many[-10:]]
+    assert isinstance(line, JobLine)
+    assert line.entries <= 3 * 20 + 2 * 64

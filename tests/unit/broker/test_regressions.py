@@ -6,6 +6,7 @@ import pytest
 
 from lmq_broker.core.effects import Read
 from lmq_broker.core.reads import EventsReply, ReadEvents, ReadText
+from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import Settings
 from lmq_proto.messages import (
     Drain,
@@ -203,3 +204,20 @@ def test_an_error_does_not_repeat_a_huge_value() -> None:
     pause = Pause(request_id=1, noun="queue", name="q", reason="r" * 3_000_000)
     refused = sent(broker.says("ann", pause), "ann", ErrorReply)
     assert len(str(refused[0].error)) < 1000
+
+
+def test_what_is_told_of_a_queue_has_one_order_in_every_process() -> None:
+    """States are text, whose order in a set is another in each process: the same seed has to say the same bytes."""
+    broker = a_broker(jobs=[ready("a")])
+    assert list(broker.state.queues["default"].counts) == ["asking", "blocked", "delayed", "leased", "ready"]
+
+
+def test_shares_go_to_the_journal_in_one_order_in_every_process() -> None:
+    """Who comes back from it first is first among equals."""
+    users = [f"u{number}" for number in range(8)]
+    broker = a_broker(jobs=[running(user, user=user) for user in users], workers=[idle("w1", slots=8)])
+    for user in users:
+        broker.reports("w1", user, "complete")
+    kept = [record.name for record in only(broker.turn(1000), MetaSet) if record.name.startswith("ledger/")]
+    assert len(kept) >= len(users)
+    assert kept == sorted(kept)

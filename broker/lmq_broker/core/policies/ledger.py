@@ -262,7 +262,7 @@ class Band:
     def noted(self) -> dict[str, float | None]:
         """Return what has changed since it was last asked: user -> settled service, None: nothing worth keeping."""
         found: dict[str, float | None] = {}
-        for user in self.changed:
+        for user in sorted(self.changed):
             flow = self.flows.get(user)
             found[user] = self.virtual if not user else None if flow is None else flow.settled
         self.changed.clear()

@@ -17,6 +17,8 @@ from lmq_proto.bounds import PRIORITY_MAX
 from lmq_proto.states import State
 
 NEVER_MS = 1 << 62
+_SLACK = 64
+"""Entries of jobs that left which a line may hold, beyond two for each that waits: who walks it passes them all."""
 Place = tuple[int, int, int]
 """Where a job stands: (priority turned round, time at which it expires, order); the smallest is the first."""
 
@@ -54,7 +56,7 @@ class Line(Protocol):
 class JobLine:
     """Jobs that wait. Those that leave are skipped when they come to the head."""
 
-    __slots__ = ("_homes", "_lines", "_ranks", "_returned", "_returns", "key", "size")
+    __slots__ = ("_homes", "_left", "_lines", "_ranks", "_returned", "_returns", "key", "size")
 
     def __init__(self, key: LaneKey, homes: "dict[int, JobLine]") -> None:
         """Make an empty line.
@@ -73,6 +75,13 @@ class JobLine:
         self._ranks: dict[int, Ranks] = {}
         """Priority -> orders of the jobs that wait."""
         self._returns = 0
+        self._left = 0
+        """Jobs that left since it was last tidied."""
+
+    @property
+    def entries(self) -> int:
+        """How many it holds, those of jobs that left among them."""
+        return sum(map(len, self._lines.values())) + len(self._returned)
 
     def add(self, job: Job) -> None:
         """Put a job in its place."""
@@ -97,6 +106,21 @@ class JobLine:
         del self._homes[job.number]
         self._ranks[job.priority].remove(job.order)
         self.size -= 1
+        self._left += 1
+        if self._left > 2 * self.size + _SLACK:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop the entries of jobs that left, if there are many of them: most have gone at the head already."""
+        self._left = 0
+        if self.entries <= 2 * self.size + _SLACK:
+            return
+        for priority, line in self._lines.items():
+            self._lines[priority] = deque(
+                entry for entry in line if self._stands(entry[1], priority, entry[0])
+            )
+        self._returned = [entry for entry in self._returned if self._waits(entry[2], entry[0])]
+        heapq.heapify(self._returned)
 
     def head(self) -> tuple[Place, Job]:
         """Return the first job and its place; there must be one."""

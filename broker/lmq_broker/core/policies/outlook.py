@@ -47,6 +47,8 @@ WORK = 10_000
 """Of one run: what has no end, or lanes without number, ends here. One is a look at the head of a lane, 1 to 3 us."""
 _EVENT_WORK = 4
 """Of what happens, beside looks."""
+LEAST_PROGRESS = 1e-6
+"""Of a task's own word that is believed: less says no more of its end than nothing."""
 LOADED_SLOTS = 4
 """Of a model that is loaded for jobs: what an endpoint gives one by default."""
 
@@ -110,7 +112,7 @@ class _Run:
     def _steps(self) -> Iterator[None]:
         yield from self._look_at_workers()
         yield from self._look_at_lanes()
-        self._join()
+        yield from self._join()
         for site in self._sites:
             self._resume_swap(site)
         for lane in self._lanes:
@@ -177,7 +179,7 @@ class _Run:
         """Let a job go on that runs."""
         job = lease.job
         engine.shares = job.task_type in ENGINE_TASKS
-        if lease.progress and not engine.shares:
+        if lease.progress >= LEAST_PROGRESS and not engine.shares:
             # Its own word, which is of the whole job.
             gone_ms = self._parts.now_ms - lease.granted_ms
             drawn_ms = mean_ms = gone_ms * (1 - lease.progress) / lease.progress
@@ -189,7 +191,7 @@ class _Run:
             mean = min(shape.mean_left(had) * tokens, most)
             at_prompt_ms = 0.0 if lease.tokens else prompt_ms
             drawn_ms, mean_ms = at_prompt_ms + drawn * output_ms, at_prompt_ms + mean * output_ms
-        self._note_start(job, -1, 0, 0.0)
+        self._note_start(job, None, 0, 0.0)
         self._order += 1
         heapq.heappush(engine.ends, (drawn_ms, self._order, Stream(job, 0.0, drawn_ms, mean_ms, -1, frees)))
 
@@ -227,13 +229,19 @@ class _Run:
         engine.lanes.append(lane)
         self._serving[lane.number].append(engine)
 
-    def _join(self) -> None:
+    def _join(self) -> Iterator[None]:
         """Find which lanes want the same places."""
         parents: dict[object, object] = {}
 
         def root(thing: object) -> object:
-            while thing in parents:
-                thing = parents[thing]
+            above = parents.get(thing)
+            while above is not None:
+                # What is looked up again and again comes nearer to its root each time.
+                beyond = parents.get(above)
+                if beyond is None:
+                    return above
+                parents[thing] = beyond
+                thing, above = beyond, parents.get(beyond)
             return thing
 
         def join(one: object, other: object) -> None:
@@ -248,6 +256,9 @@ class _Run:
                 join(site, lane)
                 for engine in self._at[site.number]:
                     join(site, engine)
+                self._work += len(self._at[site.number])
+            self._work += len(serving) + len(lane.homes)
+            yield
         numbers: dict[object, int] = {}
         for lane, serving in zip(self._lanes, self._serving, strict=True):
             lane.group = numbers.setdefault(root(lane), len(numbers))
@@ -382,7 +393,7 @@ class _Run:
         group = self._groups[engine.group]
         if not group.starts:
             group.first_ms = at_ms
-        self._note_start(job, engine.group, group.starts, at_ms)
+        self._note_start(job, lane, group.starts, at_ms)
         group.starts += 1
         group.last_ms = at_ms
         if group.starts == min(self._most_starts, group.jobs):
@@ -448,18 +459,23 @@ class _Run:
         for each in list(self._at[site.number]):
             self._fill(each, at_ms)
 
-    def _note_start(self, job: Job, group: int, place: int, start_ms: float) -> None:
+    def _note_start(self, job: Job, lane: LaneCopy | None, place: int, start_ms: float) -> None:
+        """Note when a job starts; no lane: it runs already."""
         known = self._found.jobs.get(job.number)
-        if known is None:
-            self._found.jobs[job.number] = Foreseen(job, group, place, start_ms)
-        else:
+        if known is not None:
             known.note_start(place, start_ms)
+            return
+        # Lanes that came since the first run are in none of its groups.
+        group = -1 if lane is None else self._found.group_of.get((lane.pool, lane.band, lane.key))
+        if group is not None:
+            self._found.jobs[job.number] = Foreseen(job, group, place, start_ms)
 
     def _note_end(self, stream: Stream, at_ms: float) -> None:
         """Note when a job of middling length would have ended where the drawn one ends at this time."""
         took_ms = (at_ms - stream.start_ms) * stream.mean_ms / max(stream.drawn_ms, 1.0)
-        known = self._found.jobs[stream.job.number]
-        known.note_end(stream.start_ms + took_ms)
+        known = self._found.jobs.get(stream.job.number)
+        if known is not None:
+            known.note_end(stream.start_ms + took_ms)
         if stream.group >= 0:
             self._groups[stream.group].runs_ms += took_ms
 
