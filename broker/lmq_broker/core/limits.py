@@ -108,7 +108,7 @@ class Limits:
         """-> [jobs, bytes]."""
         self.running: Callable[[], Iterable[Running]] = tuple
         """What runs, as the policy knows it; asked for when a rule begins to count."""
-        self._matching: dict[tuple[str, str, str], list[tuple[str, Limit]]] = {}
+        self._matching: dict[tuple[str, str, str, str | None], list[tuple[str, Limit]]] = {}
         self._at_place: list[tuple[str, Limit]] = []
         self._timed: list[tuple[int, int, Bucket]] = []
         self._timers = 0
@@ -169,9 +169,12 @@ class Limits:
         self.active = bool(self._rules)
         self.version += 1
 
-    def _for(self, kind: str, queue: str, task_type: str) -> list[tuple[str, Limit]]:
-        """Return the rules of one kind that jobs of a queue and task type fall under, wherever they run."""
-        key = kind, queue, task_type
+    def _for(self, kind: str, queue: str, task_type: str, user: str | None) -> list[tuple[str, Limit]]:
+        """Return the rules of one kind that a user's jobs of a queue and task type fall under, wherever they run.
+
+        None: those that say nothing of users.
+        """
+        key = kind, queue, task_type, user
         found = self._matching.get(key)
         if found is None:
             if len(self._matching) > _BUCKETS:
@@ -180,6 +183,7 @@ class Limits:
                 (name, limit)
                 for name, limit in self._rules.items()
                 if limit.of == kind
+                and (not limit.user or (user is not None and limit.user in (EACH, user)))
                 and limit.queue in ("", queue)
                 and limit.task_type in ("", task_type)
                 and not (limit.model or limit.worker or limit.resource)
@@ -239,7 +243,7 @@ class Limits:
             del self._waiting[group]
         if self.active:
             for kind, amount in (("queued", jobs), ("bytes", payload_bytes)):
-                for name, limit in self._for(kind, queue, task_type):
+                for name, limit in self._for(kind, queue, task_type, user):
                     bucket = self._buckets.get((name, user if limit.user else ""))
                     if bucket is not None:
                         bucket.used += amount
@@ -255,12 +259,12 @@ class Limits:
         if not self.active:
             return None
         for kind, amount in (("queued", jobs), ("bytes", payload_bytes)):
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = self._bucket(name, limit, user)
                 if bucket is not None and bucket.used + amount > limit.value:
                     return bucket, 0.0
         for kind in RATES:
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = self._bucket(name, limit, user) if limit.refuse else None
                 if bucket is not None and (opens_ms := bucket.opens_ms(now_ms, jobs)) > now_ms:
                     return bucket, (opens_ms - now_ms) / 1000
@@ -269,7 +273,7 @@ class Limits:
     def submitted(self, user: str, queue: str, task_type: str, tokens: int, now_ms: int) -> None:
         """A job was accepted: take it out of the rates that refuse."""
         for kind in RATES if self.active else ():
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = self._bucket(name, limit, user) if limit.refuse else None
                 if bucket is not None and limit.value > 0:
                     bucket.add(tokens if kind == "tokens" else 1, now_ms)
@@ -280,7 +284,7 @@ class Limits:
     def taken_by(self, user: str, queue: str, task_type: str) -> Iterator[Bucket]:
         """Yield the buckets that the start of a user's job is taken from, wherever it starts."""
         for kind in ("running", *RATES) if self._rules else ():
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = None if limit.refuse else self._bucket(name, limit, user)
                 if bucket is not None:
                     yield bucket
@@ -289,12 +293,12 @@ class Limits:
         """Return the bucket that lets no more jobs start: of a user, or with None, of all together."""
         if not self.active:
             return None
-        for name, limit in self._for("running", queue, task_type):
+        for name, limit in self._for("running", queue, task_type, user):
             bucket = self._of(name, limit, user)
             if bucket is not None and bucket.used >= limit.value:
                 return bucket
         for kind in RATES:
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = None if limit.refuse else self._of(name, limit, user)
                 if bucket is not None and bucket.opens_ms(now_ms) > now_ms:
                     return bucket
@@ -303,12 +307,12 @@ class Limits:
     def most(self, user: str | None, queue: str, task_type: str, now_ms: int) -> int:
         """Return how many more jobs may start at once: of a user, or with None, of all together."""
         most = 1 << 30
-        for name, limit in self._for("running", queue, task_type) if self.active else ():
+        for name, limit in self._for("running", queue, task_type, user) if self.active else ():
             bucket = self._of(name, limit, user)
             if bucket is not None:
                 most = min(most, int(limit.value - bucket.used))
         for kind in RATES if self.active else ():
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket = None if limit.refuse else self._of(name, limit, user)
                 if bucket is not None:
                     # One by one: how much each takes is known once it has started.
@@ -360,7 +364,7 @@ class Limits:
         taken: list[tuple[Bucket, float]] = []
         user, queue, task_type, _, _ = group
         for kind in RATES if not resumed else ():
-            for name, limit in self._for(kind, queue, task_type):
+            for name, limit in self._for(kind, queue, task_type, user):
                 bucket_or_none = None if limit.refuse else self._bucket(name, limit, user)
                 if bucket_or_none is not None and limit.value > 0:
                     bucket_or_none.add(tokens if kind == "tokens" else 1, now_ms)
@@ -387,7 +391,7 @@ class Limits:
     def _running_buckets(self, group: Running) -> Iterator[Bucket]:
         """Yield the buckets that are in use and count a group that runs."""
         user = group[0]
-        for name, limit in self._for("running", group[1], group[2]):
+        for name, limit in self._for("running", group[1], group[2], user):
             bucket = self._buckets.get((name, user if limit.user else ""))
             if bucket is not None:
                 yield bucket
