@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchmarks.raw import new_id
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.machine import step
-from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Policy, Spent
+from lmq_broker.core.policies.base import Decision, Fleet, FlowKey, Policy, Spent, Start
 from lmq_broker.core.policies.crowd import Crowd
 from lmq_broker.core.policies.foreseen import Parts
 from lmq_broker.core.policies.lanes import BandShare, Share
@@ -41,12 +42,19 @@ _TURN_MS = 50
 _USER_JOBS = 100
 
 
+class Taken(NamedTuple):
+    """What a decision took, and whether it started something."""
+
+    ns: int
+    starts: bool
+
+
 class Timed:
     """A policy that notes the thread CPU time of each decision; otherwise the policy it wraps."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.taken_ns: list[int] = []
+        self.taken: list[Taken] = []
 
     def queued(self, job: Job, now: Now) -> None:
         self._policy.queued(job, now)
@@ -107,7 +115,7 @@ class Timed:
         """Decide, and note what it cost."""
         began_ns = time.thread_time_ns()
         decision = self._policy.decide(fleet, now)
-        self.taken_ns.append(time.thread_time_ns() - began_ns)
+        self.taken.append(Taken(time.thread_time_ns() - began_ns, isinstance(decision, Start)))
         return decision
 
 
@@ -135,9 +143,9 @@ class World:
         self._fill(jobs + WORKERS * SLOTS)
         for _ in range(3):
             self._running += self._turn()
-        self._timed.taken_ns.clear()
+        self._timed.taken.clear()
 
-    def decide_ns(self, ends: int) -> list[int]:
+    def decide(self, ends: int) -> list[Taken]:
         """Let `ends` jobs end and be replaced, one after the other; return the cost of each decision this took."""
         for _ in range(ends):
             place = self._next_running % len(self._running)
@@ -153,9 +161,9 @@ class World:
             # The slot is taken again: its new lease ends when its turn comes.
             self._running[place : place + 1] = self._turn()
             self._next_running += 1
-        taken_ns = list(self._timed.taken_ns)
-        self._timed.taken_ns.clear()
-        return taken_ns
+        taken = list(self._timed.taken)
+        self._timed.taken.clear()
+        return taken
 
     @property
     def waiting(self) -> int:
@@ -209,19 +217,26 @@ class Decisions:
     policy: str
     queued: int
     taken_us: list[float]
+    starts_us: list[float]
+    """Of those among them that started something: the others had nothing to do, and are the cheaper the fewer wait."""
 
 
 def measure(policy: str, sizes: list[int], rounds: int, ends: int) -> list[Decisions]:
     """Measure a policy at several sizes, in turn (A B C, A B C), so that what drifts hits all alike."""
     worlds = [World(policy, jobs) for jobs in sizes]
-    taken_ns: list[list[int]] = [[] for _ in sizes]
+    taken: list[list[Taken]] = [[] for _ in sizes]
     with _as_in_the_broker():
         for _ in range(rounds):
-            for world, found in zip(worlds, taken_ns, strict=True):
-                found.extend(world.decide_ns(ends))
+            for world, found in zip(worlds, taken, strict=True):
+                found.extend(world.decide(ends))
     return [
-        Decisions(policy, jobs, [each / 1000 for each in found])
-        for jobs, found in zip(sizes, taken_ns, strict=True)
+        Decisions(
+            policy,
+            jobs,
+            [each.ns / 1000 for each in found],
+            [each.ns / 1000 for each in found if each.starts],
+        )
+        for jobs, found in zip(sizes, taken, strict=True)
     ]
 
 
