@@ -181,7 +181,8 @@ def targets(found: Found) -> list[Target]:
                 ))  # fmt: skip
         flat = flatness(several)
         is_long = several[-1].queued >= LONG
-        what = f"decision that starts a job, p50 flat, {several[0].queued:,} to {several[-1].queued:,} queued ({policy})"
+        sizes = f"{several[0].queued:,} to {several[-1].queued:,} queued"
+        what = f"decision that starts a job, p50 flat, {sizes} ({policy})"
         reached.append(
             _at_length(what, f"<= {DECISION_FLAT}x", f"{flat:.2f}x", is_long, flat <= DECISION_FLAT)
         )
@@ -215,8 +216,8 @@ def report(found: Found, where_and_when: str) -> str:
     if found.decisions:
         about = (
             f"Thread CPU time of each `decide` on the real core with a virtual clock: {USERS:,} users, 12 kinds of\n"
-            f"job, 4 workers. Reading the clock, {found.clock_us:.1f} us, is in it. Decisions that start something stand\n"
-            "apart: that there is nothing to do is seen the quicker the fewer wait.\n"
+            f"job, 4 workers. Reading the clock, {found.clock_us:.1f} us, is in it. Decisions that start something\n"
+            "stand apart: that there is nothing to do is seen the quicker the fewer wait.\n"
         )
         parts += [about, decisions_table(found.decisions)]
     if found.rates is not None:
