@@ -191,7 +191,7 @@ class StateName(click.Choice[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the wire's name."""
         word = super().convert(state_word(value), param, ctx)
-        return next((state for state in State if state_word(state) == word), word)
+        return next((state.value for state in State if state_word(state) == word), word)
 
 
 LABEL = Label()

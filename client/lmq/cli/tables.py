@@ -50,7 +50,7 @@ Row = list[str | Cell]
 
 def state_word(state: str) -> str:
     """Return a state as people call it."""
-    return STATE_WORDS.get(state, state)
+    return STATE_WORDS.get(state, str(state))
 
 
 def state_cell(state: str) -> Cell:
