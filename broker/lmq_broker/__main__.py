@@ -42,8 +42,9 @@ class _BadSettings(click.ClickException):
 )
 @click.option("--log-level", help="debug, info, warning or error.")
 @click.option("--log-format", help="plain or json.")
+@click.option("--check", is_flag=True, help="Only read the settings, and say what is wrong with them.")
 @click.pass_context
-def command(context: click.Context, /, config_path: Path | None, **options: object) -> None:
+def command(context: click.Context, /, config_path: Path | None, check: bool, **options: object) -> None:
     """Run the broker: it takes jobs, keeps them on disk, decides whose runs next and hands them to workers.
 
     It needs a folder on a local disk for its journal, and listens on this machine only.
@@ -56,6 +57,9 @@ def command(context: click.Context, /, config_path: Path | None, **options: obje
     except configuration.ConfigError as error:
         raise _BadSettings(str(error)) from error
     context.obj = config
+    if check:
+        click.echo("the broker's settings are well")
+        context.exit()
     if context.invoked_subcommand is None:
         sys.exit(_run(config, config_path, overrides))
 

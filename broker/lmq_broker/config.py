@@ -33,6 +33,8 @@ EVENTS_PORT = 7767
 _PREFIX = "LMQ_BROKER_"
 _TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "aliases", "limits")
 """Settings that only the file can give."""
+_FROM_1 = ("journal_bytes", "jobs_open", "jobs_open_per_user", "usage_days", "usage_rows")
+_FROM_0 = ("free_floor_bytes", "payload_cache_bytes", "events_kept", "jobs_kept")
 _PATIENCE_MAX = 1000
 
 
@@ -256,9 +258,10 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
-    for name in ("usage_days", "usage_rows"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} = {getattr(config, name)}: allowed is 1 or more")
+    for names, least in ((_FROM_1, 1), (_FROM_0, 0)):
+        for name in names:
+            if getattr(config, name) < least:
+                raise ConfigError(f"{name} = {getattr(config, name)}: allowed is {least} or more")
     lowest = [band.lowest for band in config.bands]
     if (
         not lowest
@@ -274,6 +277,8 @@ def _check(config: BrokerConfig) -> None:
             raise ConfigError(
                 f"band {band.name!r}: allowed is a share from 0 to below 1 and a patience from 0 to {_PATIENCE_MAX}"
             )
+        if band.reserve < 0:
+            raise ConfigError(f"band {band.name!r}: allowed is a reserve of 0 or more slots")
     for user, weight in config.weights.items():
         if not 1 / bounds.WEIGHT_MAX <= weight <= bounds.WEIGHT_MAX:
             raise ConfigError(
@@ -299,6 +304,16 @@ def _check(config: BrokerConfig) -> None:
             raise ConfigError(
                 f"tasks.{name}.failures = {task.failures}: allowed is 1 to {bounds.FAILURES_MAX}"
             )
+        if task.queue is not None and not 0 < len(task.queue) <= bounds.NAME_CHARS:
+            raise ConfigError(
+                f"tasks.{name}.queue = {task.queue!r}: allowed is 1 to {bounds.NAME_CHARS} characters"
+            )
+        for field in ("timeout_s", "keep_s", "expected_s"):
+            seconds = getattr(task, field)
+            if seconds is not None and not 0 < seconds <= bounds.DURATION_MS / 1000:
+                raise ConfigError(
+                    f"tasks.{name}.{field} = {seconds}: allowed is above 0, to {bounds.DURATION_MS // 1000}"
+                )
         if task.model and name not in TASKS_WITH_DEFAULT:
             raise ConfigError(
                 f"tasks.{name}.model = {task.model!r}: allowed for {', '.join(TASKS_WITH_DEFAULT)} only"

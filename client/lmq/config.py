@@ -42,7 +42,10 @@ class Settings:
 
 
 def config_path() -> Path:
-    """Return where the configuration file of this account is, whether it exists or not."""
+    """Return where the configuration file is looked for: where `LMQ_CONFIG` says, else in this account's folder."""
+    named = os.environ.get("LMQ_CONFIG")
+    if named:
+        return Path(named)
     import platformdirs
 
     return Path(platformdirs.user_config_dir("lmq", appauthor=False)) / "config.toml"

@@ -45,6 +45,7 @@ def _concurrency(context: click.Context, option: click.Parameter, typed: str | N
 @click.option("--queues", metavar="NAME,NAME", help="Serve these queues only.")
 @click.option("--broker", metavar="URL,URL", help="The broker. Default: LMQ_URL, or the one on this machine.")
 @click.option("--no-load", is_flag=True, help="Never load or unload models.")
+@click.option("--check", is_flag=True, help="Only read the settings, and say what is wrong with them.")
 def command(
     name: str | None,
     endpoint: str | None,
@@ -53,6 +54,7 @@ def command(
     queues: str | None,
     broker: str | None,
     no_load: bool,
+    check: bool,
 ) -> None:
     """Serve one model server: take jobs from the broker, bring results back."""
     overrides = {
@@ -66,9 +68,16 @@ def command(
     }
     try:
         config = load_config(overrides)
+        if config.backend not in (*BACKENDS, "auto"):
+            raise BadSetting(
+                "backend", "settings", f"one of {', '.join(BACKENDS)}, auto; got {config.backend!r}"
+            )
     except LmqError as error:
         _say(str(error))
         sys.exit(USAGE)
+    if check:
+        click.echo("the worker's settings are well")
+        return
     start_logs(level=config.log_level, form=config.log_format)
     try:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
@@ -88,8 +97,6 @@ async def serve(config: WorkerConfig) -> ErrorInfo | None:
     """Run one worker until it is told to stop; return the broker's refusal, if that is why it ended."""
     if config.backend == "auto":
         config = await detected(config)
-    if config.backend not in BACKENDS:
-        raise BadSetting("backend", "settings", f"one of {', '.join(BACKENDS)}, auto; got {config.backend!r}")
     config = complete(config)
     spool = Spool(config.spool_dir, limit_bytes=config.spool_bytes)
     try:

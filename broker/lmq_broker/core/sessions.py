@@ -81,7 +81,7 @@ def identify(state: BrokerState, credential: Credential, claim: str, command: Fr
         who = Identity(credential.account, credential.account, "user")
     else:
         name = credential.account or claim or "local"
-        who = Identity(name, claim or name, state.settings.open_role)
+        who = Identity(name, claim or name, "admin" if credential.is_owner else state.settings.open_role)
     if not may(who.role, type(command)):
         raise NotAllowed(verb_of(command), who.role)
     return who

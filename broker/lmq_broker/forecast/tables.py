@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lmq_broker.forecast.figures import Figures, UserFigures, Waits
+from lmq_broker.forecast.figures import Figures, Waits
 
 NONE = "-"
 
@@ -16,59 +16,78 @@ class Column(NamedTuple):
     figures: Figures
 
 
+Values = Sequence[float | None]
+
+
 class _Row(NamedTuple):
     label: str
-    cell: Callable[[Figures], str]
+    value: Callable[[Figures], float | None]
+    shown: Callable[[Values], list[str]]
 
 
-_GAP = _Row("", lambda _: "")
+_LEGEND = (
+    "light users   who ask for fewer tokens than the middle one",
+    "service gap   what all together got less than the best served, as far as they",
+    "              asked for more; tokens of answers count twice",
+    "Jain's index  1 if all who waited were served alike, 1/n if one of n got it all",
+)
 
 
-def seconds(value: float) -> str:
-    """Return seconds with as many decimals as are worth reading: `0.05`, `4.6`, `61`, `1,583`."""
-    if value < 0.1:
-        return f"{value:.2f}"
-    return f"{value:.1f}" if value < 19.95 else f"{value:,.0f}"
+def seconds(values: Values) -> list[str]:
+    """Return seconds that are to be compared, all with the decimals that the smallest is worth: `4.6`, `61.0`."""
+    decimals = 1 if any(value is not None and value < 19.95 for value in values) else 0
+    return _figures(values, f",.{decimals}f")
 
 
 def comparison(columns: Sequence[Column]) -> list[str]:
-    """Return the lines of the table that compares forecasts."""
+    """Return the lines of the table that compares forecasts, and what its words mean."""
     everyone = [column.figures for column in columns]
     bands = list(dict.fromkeys(name for figures in everyone for name in figures.bands))
     rows = [
-        _Row("makespan (s)", lambda figures: seconds(figures.makespan_s)),
-        _Row("tokens/s, read and written", lambda figures: f"{figures.tokens_per_s:,.0f}"),
-        _Row("slots in use", lambda figures: f"{figures.slots_used_ratio:.0%}"),
-        _Row("swaps", lambda figures: f"{figures.swaps:,}"),
-        _Row("  seconds lost in loads", lambda figures: seconds(figures.loading_s) if figures.swaps else "0"),
+        _Row("makespan (s)", lambda figures: figures.makespan_s, seconds),
+        _Row("tokens/s, read and written", lambda figures: figures.tokens_per_s, _whole),
+        _Row(
+            "slots in use", lambda figures: figures.slots_used_ratio, lambda values: _figures(values, ".0%")
+        ),
+        _Row("swaps", lambda figures: figures.swaps, _whole),
+        _Row("  seconds lost in loads", lambda figures: figures.loading_s, _whole),
     ]
     if any(figures.unanswered for figures in everyone):
-        rows.append(_Row("without an answer", lambda figures: f"{figures.unanswered:,}"))
+        rows.append(_Row("without an answer", lambda figures: figures.unanswered, _whole))
     if any(figures.stranded for figures in everyone):
-        rows.append(_Row("  which waited for ever", lambda figures: f"{figures.stranded:,}"))
+        rows.append(_Row("  which waited for ever", lambda figures: figures.stranded, _whole))
     rows += [_GAP, *_waits("wait (s)", lambda figures: figures.waits)]
     if len(bands) > 1:
         for name in bands:
             rows += _waits(f"  {name}", lambda figures, name=name: figures.bands.get(name))  # type: ignore[misc]
-    if any(figures.light is not None for figures in everyone):
+    has_light = any(figures.light is not None for figures in everyone)
+    if has_light:
         rows += _waits("  light users", lambda figures: figures.light)
         rows += [
             _GAP,
-            _Row("service gap (tokens/s), mean", lambda figures: f"{figures.fairness.gap_mean:,.0f}"),
-            _Row("  in the worst minute", lambda figures: f"{figures.fairness.gap_max:,.0f}"),
-            _Row("Jain's index of a minute, mean", lambda figures: _ratio(figures.fairness.jain_mean)),
-            _Row("  in the worst minute", lambda figures: _ratio(figures.fairness.jain_least)),
+            _Row("service gap (tokens/s), mean", lambda figures: figures.fairness.gap_mean, _whole),
+            _Row("  in the worst minute", lambda figures: figures.fairness.gap_max, _whole),
+            _Row("Jain's index of a minute, mean", lambda figures: figures.fairness.jain_mean, _ratio),
+            _Row("  in the worst minute", lambda figures: figures.fairness.jain_least, _ratio),
         ]
     head = [["endpoints", *(column.endpoints for column in columns)]] if _differ(columns) else []
     head.append(["policy", *(column.policy for column in columns)])
-    return aligned([*head, *([row.label, *(row.cell(each) for each in everyone)] for row in rows)], len(head))
+    told = [[row.label, *row.shown([row.value(figures) for figures in everyone])] for row in rows]
+    return [*aligned([*head, *told], len(head)), *(["", *_LEGEND] if has_light else [])]
 
 
 def users_table(column: Column) -> list[str]:
     """Return the lines of a table of all users under one forecast."""
     total = sum(each.demand for each in column.figures.users) or 1
+    users = column.figures.users
+    waits = [
+        seconds([getattr(each.waits, name, None) for each in users]) for name in ("p50_s", "p95_s", "p99_s")
+    ]
     rows = [["user", "requests", "of all tokens", "wait p50 (s)", "p95", "p99", ""]]
-    rows += [_user_row(each, total) for each in column.figures.users]
+    rows += [
+        [each.user, f"{each.requests:,}", f"{each.demand / total:.1%}", *shown, "light" if each.light else ""]
+        for each, *shown in zip(users, *waits, strict=True)
+    ]
     return aligned(rows, 1)
 
 
@@ -87,28 +106,10 @@ def aligned(rows: Sequence[Sequence[str]], heads: int) -> list[str]:
 
 
 def _waits(label: str, waits: Callable[[Figures], Waits | None]) -> list[_Row]:
-    def cell(figures: Figures, name: str) -> str:
-        found = waits(figures)
-        return NONE if found is None else seconds(getattr(found, name))
-
+    indent = " " * (len(label) + 1)
     return [
-        _Row(f"{label}, p50", lambda figures: cell(figures, "p50_s")),
-        _Row(f"{' ' * (len(label) + 1)} p95", lambda figures: cell(figures, "p95_s")),
-        _Row(f"{' ' * (len(label) + 1)} p99", lambda figures: cell(figures, "p99_s")),
-    ]
-
-
-def _user_row(user: UserFigures, total: int) -> list[str]:
-    waits = user.waits
-    shown = (
-        [NONE] * 3 if waits is None else [seconds(each) for each in (waits.p50_s, waits.p95_s, waits.p99_s)]
-    )
-    return [
-        user.user,
-        f"{user.requests:,}",
-        f"{user.demand / total:.1%}",
-        *shown,
-        "light" if user.light else "",
+        _Row(text, lambda figures, name=name: getattr(waits(figures), name, None), seconds)  # type: ignore[misc]
+        for text, name in ((f"{label}, p50", "p50_s"), (f"{indent} p95", "p95_s"), (f"{indent} p99", "p99_s"))
     ]
 
 
@@ -116,5 +117,16 @@ def _differ(columns: Sequence[Column]) -> bool:
     return len({column.endpoints for column in columns}) > 1
 
 
-def _ratio(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+def _figures(values: Values, form: str) -> list[str]:
+    return [NONE if value is None else format(value, form) for value in values]
+
+
+def _whole(values: Values) -> list[str]:
+    return _figures(values, ",.0f")
+
+
+def _ratio(values: Values) -> list[str]:
+    return _figures(values, ".3f")
+
+
+_GAP = _Row("", lambda _: None, lambda values: [""] * len(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ import click
 
 from lmq import config
 from lmq.cli import session as cli
+from lmq.cli.children import daemon_words
 from lmq.cli.config import lmq_variables
 from lmq.cli.errors import Failure, Status, clean
+from lmq.cli.root import daemons
 from lmq.cli.tables import Row, table
 
 if TYPE_CHECKING:
@@ -22,13 +25,17 @@ lmq config check
 """
 KNOWN_TABLES = ("client", "broker", "worker")
 CLIENT_KEYS = ("url", "user", "as", "price_hour")
+CHECKED_WITHIN_S = 30.0
 
 
 @cli.noun("config", example=EXAMPLE)
 @cli.pass_session
 @click.pass_context
 def command(context: click.Context, session: Session) -> None:
-    """Show the settings and where each comes from, or check them."""
+    """Show the settings and where each comes from, or check them.
+
+    One file has them all: [client], [broker] and [worker]. Its keys, with defaults and examples: docs/configuration.md.
+    """
     if context.invoked_subcommand is None:
         _show(session)
 
@@ -43,7 +50,10 @@ def show_command(session: Session) -> None:
 @command.command("check", example="lmq config check")
 @cli.pass_session
 def check_command(session: Session) -> None:
-    """Read the settings as a client would and say what is wrong with them."""
+    """Read the settings as client, broker and workers would, and say what is wrong with them.
+
+    A running broker reads weights, ceilings, limits, aliases and defaults of jobs again on SIGHUP.
+    """
     settings = config.load(session.url or None, None, session.as_user or None)
     config.price_hour()
     odd = [f"unknown table [{name}]" for name in _file() if name not in KNOWN_TABLES]
@@ -54,6 +64,7 @@ def check_command(session: Session) -> None:
             for name in client
             if name not in CLIENT_KEYS
         ]
+    odd += _said_by_daemons()
     if odd:
         raise Failure(f"{config.config_path()}: {'; '.join(odd)}", Status.USAGE)
     if session.json:
@@ -83,9 +94,32 @@ def _show(session: Session) -> None:
         session.emit([dict(zip(("name", "value", "origin"), row, strict=True)) for row in rows])
         return
     session.lines(table(["NAME", "VALUE", "FROM"], rows))
-    session.note(
-        f"(the file is {path}; the broker's and worker's own defaults: lmq broker --help, lmq worker --help)"
+    session.note(f"(the file is {path}; what may stand there, and its defaults: docs/configuration.md)")
+
+
+def _said_by_daemons() -> list[str]:
+    """Return what broker and workers refuse of their tables; those that are not installed here have no say."""
+    workers = _file().get("worker", {})
+    named = (
+        [name for name, value in workers.items() if isinstance(value, dict)]
+        if isinstance(workers, dict)
+        else []
     )
+    asked = [["broker"], ["worker"], *(["worker", "--name", name] for name in named)]
+    faults = [_fault(*words) for words in asked if words[0] in daemons() and words[0] in _file()]
+    return list(dict.fromkeys(filter(None, faults)))
+
+
+def _fault(daemon: str, *options: str) -> str:
+    """Return what a daemon says of its settings; empty if they are well."""
+    ended = subprocess.run(
+        [*daemon_words(daemon), *options, "--check"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, timeout=CHECKED_WITHIN_S,
+    )  # fmt: skip
+    said = (
+        ended.stderr.strip().removeprefix("Error: ") or f"lmq {daemon} --check ended with {ended.returncode}"
+    )
+    return clean(said) if ended.returncode else ""
 
 
 def _file() -> dict[str, object]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmq.cli.session import Session
 
 EXAMPLE = """
-lmq list --state ready --user anna
+lmq list --state waiting --user anna
 lmq list --state dead --state expired -n 5
 lmq --json list --label chat=42 | jq -r '.[].id'
 """

@@ -75,8 +75,9 @@ def show_command(session: Session, name: str) -> None:
         ("model", f"{model.model} ({model.kind})" if model.kind else model.model),
         ("loaded on", ", ".join(model.loaded_on)),
         ("on disk at", ", ".join(model.on_disk_at)),
-        ("busy", f"{model.leased} of {model.slots}" if model.slots else ""),
-        ("waiting", str(model.waiting)),
+        ("slots", f"{model.slots:,}" if model.slots else ""),
+        ("runs", f"{model.leased:,}" if model.slots else ""),
+        ("waits", f"{model.waiting:,}"),
         ("aliases", ", ".join(model.aliases)),
         *(
             (one.kind, f"on {one.worker} {_by(one)}{': ' if one.note else ''}{one.note}")
@@ -267,9 +268,10 @@ def model_table(found: Sequence[ModelView]) -> list[str]:
     for model in found:
         loaded = ", ".join(model.loaded_on)
         disk = ", ".join(name for name in model.on_disk_at if name not in model.loaded_on)
-        busy = f"{model.leased}/{model.slots}" if model.slots else ""
-        rows.append([model.model, model.kind, Cell(loaded, "green"), busy, f"{model.waiting:,}", disk])
-    return table(["MODEL", "KIND", "LOADED ON", "BUSY", "WAITING", "ON DISK AT"], rows, right=(3, 4))
+        slots, runs = (f"{model.slots:,}", f"{model.leased:,}") if model.slots else ("", "")
+        rows.append([model.model, model.kind, Cell(loaded, "green"), slots, runs, f"{model.waiting:,}", disk])
+    titles = ["MODEL", "KIND", "LOADED ON", "SLOTS", "RUNS", "WAITS", "ON DISK AT"]
+    return table(titles, rows, right=(3, 4, 5))
 
 
 def alias_table(found: Sequence[Alias]) -> list[str]:

@@ -14,6 +14,7 @@ from lmq.cli.errors import Failure, Status
 from lmq.cli.humane import short
 from lmq.cli.places import recall_last
 from lmq.cli.session import Session
+from lmq.cli.tables import state_word
 from lmq.errors import BadField, LmqError, NotFound
 from lmq_proto.events import Kind
 from lmq_proto.ids import from_text, suffix_bounds, to_text
@@ -182,6 +183,17 @@ DURATION = Duration()
 MOMENT = Moment()
 SINCE = Since()
 UTC_DAY = UtcDay()
+
+
+class StateName(click.Choice[str]):
+    """A job's state as people call it, or as the wire does; the value is the wire's."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the wire's name."""
+        word = super().convert(state_word(value), param, ctx)
+        return next((state.value for state in State if state_word(state) == word), word)
+
+
 LABEL = Label()
 PRIORITY = Priority()
 QUEUE = Named("queue", lambda client: [queue.name for queue in client.queues()])
@@ -195,7 +207,7 @@ MODEL = Named(
     ],
 )  # fmt: skip
 JOB = Named("job", lambda client: [LAST, *(short(job.id) for job in client.jobs(limit=50))])
-STATE = click.Choice([state.value for state in State])
+STATE = StateName([state_word(state) for state in State])
 KIND = click.Choice([kind.value for kind in Kind])
 
 

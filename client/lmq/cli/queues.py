@@ -102,10 +102,10 @@ def queue_table(found: Sequence[QueueView]) -> list[str]:
         later = queue.delayed + queue.blocked + queue.asking
         note = held(queue.hold) if queue.hold else "" if queue.workers or not queue.ready else "no worker"
         rows.append(
-            [queue.name, _number(queue.ready, "yellow"), _number(queue.leased, "cyan"), _number(later, "blue"),
+            [queue.name, _number(queue.leased, "cyan"), _number(queue.ready, "yellow"), _number(later, "blue"),
              duration(queue.oldest_ready_ms / 1000) if queue.ready else "", Cell(note, "yellow")]
         )  # fmt: skip
-    return table(["QUEUE", "READY", "RUNNING", "LATER", "OLDEST", ""], rows, right=(1, 2, 3, 4))
+    return table(["QUEUE", "RUNS", "WAITS", "LATER", "OLDEST", ""], rows, right=(1, 2, 3, 4))
 
 
 def _number(count: int, color: str) -> Cell:

@@ -10,7 +10,7 @@ from lmq.cli import session as cli
 from lmq.cli.errors import clean
 from lmq.cli.humane import duration, model_of, short, since, size, time_of_day, until, when, where
 from lmq.cli.params import job_argument, job_ids
-from lmq.cli.tables import STATE_COLORS
+from lmq.cli.tables import STATE_COLORS, state_word
 
 if TYPE_CHECKING:
     from lmq import JobStatus
@@ -47,7 +47,7 @@ def command(session: Session, job: str, payload: bool) -> None:
 
 def facts(job: JobStatus) -> list[tuple[str, str]]:
     """Return names and texts of what is known, leaving out what is not."""
-    state = click.style(job.state, fg=STATE_COLORS.get(job.state))
+    state = click.style(state_word(job.state), fg=STATE_COLORS.get(job.state))
     doing = where(job)
     owner = job.user if job.user == job.principal else f"{job.user} (submitted by {job.principal})"
     found = [

@@ -18,6 +18,8 @@ MIN_WIDTH = 6
 SHORT = 6
 """Characters of an id as people name it."""
 
+STATE_WORDS = {"ready": "waiting", "leased": "running"}
+"""What people call a state that has another name on the wire and in JSON."""
 STATE_COLORS = {
     "ready": "yellow",
     "leased": "cyan",
@@ -30,6 +32,7 @@ STATE_COLORS = {
     "up": "green",
     "silent": "yellow",
     "gone": "red",
+    "down": "red",
     "paused": "yellow",
     "draining": "yellow",
 }
@@ -45,9 +48,14 @@ class Cell(NamedTuple):
 Row = list[str | Cell]
 
 
+def state_word(state: str) -> str:
+    """Return a state as people call it."""
+    return STATE_WORDS.get(state, str(state))
+
+
 def state_cell(state: str) -> Cell:
-    """Return a state in its colour."""
-    return Cell(state, STATE_COLORS.get(state, ""))
+    """Return a state as people call it, in its colour."""
+    return Cell(state_word(state), STATE_COLORS.get(state, ""))
 
 
 def table(titles: Sequence[str], rows: Sequence[Row], *, right: Sequence[int] = ()) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from lmq.cli import session as cli
 from lmq.cli.children import Child, Children, daemon_words, needs_daemon
 from lmq.cli.endpoint import LOCAL_URL, Endpoint, look
 from lmq.cli.errors import Failure, Status
+from lmq.cli.humane import count
 from lmq.errors import LmqError, NotReachable
 
 if TYPE_CHECKING:
@@ -26,6 +30,11 @@ BROKER_READY = r"broker ready at (\S+)"
 WORKER_READY = r"worker (\S+) ready at (\S+)"
 SIMULATOR_READY = r"simulator ready at (\S+)"
 COLORS = {"broker": "blue", "worker": "green", "simulator": "magenta"}
+PLAIN = {"LMQ_BROKER_LOG_FORMAT": "plain", "LMQ_WORKER_LOG_FORMAT": "plain"}
+"""Whatever the file says: these logs are read here."""
+DIGEST_EVERY_S = 60.0
+_ROUTINE = re.compile(r"(?:\d\d:\d\d:\d\d )?(?:debug|info) ", re.IGNORECASE)
+_JOB_ENDED = re.compile(r"job_ended .*?\bstate=(\w+)")
 
 
 @cli.command("up", example=EXAMPLE)
@@ -34,11 +43,13 @@ COLORS = {"broker": "blue", "worker": "green", "simulator": "magenta"}
 @click.option(
     "--data", type=click.Path(file_okay=False), help="Folder of the journal; default: the broker's own."
 )
+@click.option("--verbose", "-v", is_flag=True, help="Every line of their logs.")
 @cli.pass_session
-def command(session: Session, endpoint: str | None, simulator: bool, data: str | None) -> None:
+def command(session: Session, endpoint: str | None, simulator: bool, data: str | None, verbose: bool) -> None:
     """Start a broker and a worker for the LM Studio found here; both stop on Ctrl-C.
 
-    Where a broker runs already, only the worker is added. For services that outlive the terminal: lmq systemd install.
+    It prints what goes wrong, and once a minute how many jobs have ended; each of them is in lmq tail. Where a broker
+    runs already, only the worker is added. For services that outlive the terminal: lmq systemd install.
     """
     if endpoint and simulator:
         raise click.UsageError("give --endpoint or --simulator, not both")
@@ -56,7 +67,7 @@ def command(session: Session, endpoint: str | None, simulator: bool, data: str |
                 broker_url = _start_broker(children, session, data)
             _start_worker(children, broker_url, served)
             click.echo("up. In another terminal, type: lmq chat Hello        Ctrl-C stops it all")
-            _relay(children)
+            _relay(children, Digest(verbose=verbose))
     except KeyboardInterrupt:
         click.echo("stopped")
 
@@ -105,7 +116,7 @@ def _start_broker(children: Children, session: Session, data: str | None) -> str
     if settings.origins["url"] != "default":
         # Where this person's commands look for it.
         words += ["--listen", settings.urls[0]]
-    child = children.start("broker", words)
+    child = children.start("broker", words, PLAIN)
     url = children.await_ready(child, BROKER_READY)[1]
     click.echo(f"broker ready at {url}")
     return url
@@ -121,29 +132,56 @@ def _start_simulator(children: Children) -> str:
 
 def _start_worker(children: Children, broker_url: str, endpoint: str) -> None:
     child = children.start(
-        "worker", [*daemon_words("worker"), "--broker", broker_url, "--endpoint", endpoint]
+        "worker", [*daemon_words("worker"), "--broker", broker_url, "--endpoint", endpoint], PLAIN
     )
     name = children.await_ready(child, WORKER_READY)[1]
     click.echo(f"worker {name} ready, serving {endpoint}")
 
 
-def _relay(children: Children) -> None:
-    """Print what the children say until one of them ends.
+class Digest:
+    """What of the daemons' lines is worth a person's eye: all that is no routine, and how many jobs have ended."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
+        self._ended: Counter[str] = Counter()
+
+    def is_shown(self, text: str) -> bool:
+        """Tell whether a line is printed; one that tells of an ended job is counted."""
+        found = _JOB_ENDED.search(text)
+        if found:
+            self._ended[found[1]] += 1
+        return self._verbose or _ROUTINE.match(text) is None
+
+    def sum_up(self) -> str:
+        """Return how many jobs have ended since this was asked last; empty if none has."""
+        ended, self._ended = self._ended, Counter()
+        if self._verbose or not ended:
+            return ""
+        states = ", ".join(f"{number:,} {state}" for state, number in ended.most_common())
+        return f"{count(ended.total(), 'job')} ended in the last minute: {states}"
+
+
+def _relay(children: Children, digest: Digest) -> None:
+    """Print what people should know of what the children say, until one of them ends.
 
     Raises:
         Failure: one ended by itself.
     """
+    due_s = time.monotonic() + DIGEST_EVERY_S
     while True:
-        line = children.next_line(3600.0)
+        line = children.next_line(due_s - time.monotonic())
         if line is None:
-            continue
-        if line.is_end:
+            due_s = time.monotonic() + DIGEST_EVERY_S
+            if said := digest.sum_up():
+                click.echo(said)
+        elif line.is_end:
             raise Failure(
                 f"{line.child.name} {line.child.how_it_ended}; the others are stopped. "
                 "What was accepted is on disk; to go on, type: lmq up",
                 Status.FAILED,
             )
-        _print(line.child, line.text)
+        elif digest.is_shown(line.text):
+            _print(line.child, line.text)
 
 
 def _print(child: Child, text: str) -> None:

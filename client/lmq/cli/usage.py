@@ -32,6 +32,7 @@ COLUMNS = ("day", "user", "model", "task_type")
 ENDS = ("done", "dead", "cancelled", "expired")
 GIVE_WAY = ("EXP.", "CANC.", "WAIT", "RUN")
 """Columns that are left out where there is no room for all, in this order."""
+ENDS_LEFT_OUT = {"EXP.", "CANC."}
 NAME_CHARS = 14
 """So much of a name stands before a column of numbers is left out for it."""
 LEAST_CHARS = 5
@@ -51,7 +52,12 @@ def _columns(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 @cli.command("usage", example=EXAMPLE)
 @click.option(
-    "--since", type=UTC_DAY, default="7d", show_default=True, metavar="TIME|DATE", help="From that day on."
+    "--since",
+    type=UTC_DAY,
+    default="7d",
+    show_default=True,
+    metavar="TIME|DATE",
+    help="From that day on, all of it (UTC).",
 )
 @click.option("--until", type=UTC_DAY, metavar="TIME|DATE", help="To that day, which is the last one.")
 @click.option("--by", callback=_columns, default="user", show_default=True, metavar="COLUMNS",
@@ -101,7 +107,8 @@ def command(
         if "WAIT" not in left_out:
             session.note("(WAIT, RUN: half of the jobs took up to the first time, 95 % up to the second)")
         if left_out:
-            session.note(f"(no room here for {', '.join(left_out)}; --csv has all)")
+            alone = ", nor for rows with nothing else" if ENDS_LEFT_OUT & set(left_out) else ""
+            session.note(f"(no room here for {', '.join(left_out)}{alone}; --csv has all)")
     else:
         session.note(f"nothing was used, {period(found, ())}")
 
@@ -139,7 +146,9 @@ def usage_table(found: UsageReply, by: Sequence[str], price: float | None) -> tu
             column.cells.append("" if column is not names[0] else "total")
         rows.append(found.total)
     numbers, left_out = _fitting(_numbers(rows, price), names)
-    columns = [*_narrowed(names, numbers), *numbers]
+    told = [number for number, row in enumerate(rows) if row is found.total or _tells(row, left_out)]
+    columns = [Column(title, [cells[number] for number in told or range(len(rows))])
+               for title, cells in (*_narrowed(names, numbers), *numbers)]  # fmt: skip
     shown: list[Row] = [
         [
             Cell(text, "red" if column.title == "DEAD" and text != "0" else "")
@@ -151,6 +160,13 @@ def usage_table(found: UsageReply, by: Sequence[str], price: float | None) -> tu
     if len(rows) > len(found.rows):
         lines[-1] = click.style(click.unstyle(lines[-1]), bold=True)
     return lines, left_out
+
+
+def _tells(row: UsageRow, left_out: Sequence[str]) -> bool:
+    """Tell whether a row has a number that is no 0 in a column that has room."""
+    counts = ["done", "dead", "prompt_tokens", "output_tokens", "engine_ms"]
+    counts += [name for name in ("cancelled", "expired") if title_of(name) not in left_out]
+    return any(getattr(row, name) for name in counts)
 
 
 def title_of(name: str) -> str:
@@ -173,8 +189,14 @@ def _numbers(rows: list[UsageRow], price: float | None) -> list[Column]:
         Column("RUN", [_both(row.run_p50_ms, row.run_p95_ms) for row in rows]),
     ]
     if price is not None:
-        columns.append(Column("COST", [f"{cost_of(row, price):,.2f}" for row in rows]))
+        columns.append(Column("COST", _costs([cost_of(row, price) for row in rows])))
     return columns
+
+
+def _costs(costs: list[float]) -> list[str]:
+    """Return costs with the decimals that the smallest one is worth, as long as all are small."""
+    decimals = 4 if 0 < min(filter(None, costs), default=0.0) < 0.1 and max(costs) < 100 else 2
+    return [f"{cost:,.{decimals}f}" for cost in costs]
 
 
 def _fitting(numbers: list[Column], names: list[Column]) -> tuple[list[Column], list[str]]:

@@ -119,12 +119,11 @@ def worker_table(found: Sequence[WorkerView]) -> list[str]:
     for worker in found:
         capacity = worker.capacity
         models = ", ".join(one.model for one in capacity.instances) if capacity else ""
-        slots = slots_of(worker)
         rows.append(
-            [worker.name, state_cell(worker.state), f"{worker.leased}/{slots}" if slots else str(worker.leased),
+            [worker.name, state_cell(state_of(worker)), taken_of(worker),
              worker.endpoint.removeprefix("http://"), models, Cell(note_of(worker), "yellow")]
         )  # fmt: skip
-    return table(["WORKER", "STATE", "BUSY", "ENDPOINT", "MODELS", ""], rows, right=(2,))
+    return table(["WORKER", "STATE", "SLOTS", "ENDPOINT", "MODELS", ""], rows, right=(2,))
 
 
 def slots_of(worker: WorkerView) -> int:
@@ -133,6 +132,18 @@ def slots_of(worker: WorkerView) -> int:
         return 0
     slots = sum(one.slots for one in worker.capacity.instances)
     return slots if worker.capacity.slots is None else min(slots, worker.capacity.slots)
+
+
+def taken_of(worker: WorkerView) -> str:
+    """Return how many of its slots are taken, `3/4`; embeddings that ride together take one."""
+    slots = slots_of(worker)
+    return f"{sum(worker.instances_leased.values())}/{slots}" if slots else f"{worker.leased:,}"
+
+
+def state_of(worker: WorkerView) -> str:
+    """Return its state; `down` where it is up itself and its endpoint is not."""
+    is_broken = worker.capacity is not None and worker.capacity.breaker is not None
+    return "down" if is_broken and worker.state == "up" else worker.state
 
 
 def note_of(worker: WorkerView) -> str:
@@ -153,7 +164,7 @@ def facts(worker: WorkerView) -> list[tuple[str, str]]:
     """Return names and texts of what is known of a worker."""
     found = [
         ("worker", worker.name),
-        ("state", f"{worker.state}{'   ' + note_of(worker) if note_of(worker) else ''}"),
+        ("state", f"{state_of(worker)}{'   ' + note_of(worker) if note_of(worker) else ''}"),
         ("endpoint", f"{worker.endpoint} ({worker.backend})"),
         ("host", f"{worker.host}, process {worker.pid}"),
         ("software", f"{worker.software}, protocol {worker.protocol}"),

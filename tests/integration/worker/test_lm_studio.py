@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -594,6 +595,9 @@ def test_a_load_that_fails_says_why(
             ended = await studio.broker.message(LoadEnded)
             assert ended.error is not None
             assert ended.error.code == code
+            # How large it is and what is in its way: LM Studio says neither.
+            sizes = rf"the model is {OTHER_MODEL} \(\d+\.\d GB\), loaded there: {CHAT_MODEL} \(\d+\.\d GB\)"
+            assert bool(re.search(sizes, ended.error.message)) is (code == "insufficient_memory")
 
     asyncio.run(story())
 

@@ -241,9 +241,19 @@ def test_endpoints_that_cannot_be_meant_are_named(text: str, field: str, value: 
     assert (caught.value.field, caught.value.value) == (field, value)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.04, "0.04"), (4.56, "4.6"), (61.2, "61"), (1583.4, "1,583")])
-def test_seconds_have_as_many_decimals_as_are_worth_reading(value: float, text: str) -> None:
-    assert seconds(value) == text
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([1583.4, 61.2], ["1,583", "61"]),
+        ([1583.4, 4.56], ["1,583.4", "4.6"]),
+        ([0.04, 0.0], ["0.0", "0.0"]),
+        ([None, 61.2], ["-", "61"]),
+    ],
+)
+def test_seconds_side_by_side_have_the_decimals_that_the_smallest_is_worth(
+    values: list[float | None], texts: list[str]
+) -> None:
+    assert seconds(values) == texts
 
 
 def some_figures(**fields: Any) -> Figures:
@@ -275,6 +285,15 @@ def test_bands_and_light_users_have_rows_where_there_are_some() -> None:
     text = "\n".join(comparison([Column("1", "blfq", some_figures(bands=bands, light=waits))]))
     for label in ("  interactive, p50", "  background, p50", "  light users, p50", "Jain's index"):
         assert label in text
+
+
+def test_words_of_the_table_are_explained_under_it_where_it_has_them() -> None:
+    told = comparison([Column("1", "blfq", some_figures(light=Waits(10, 1.0, 2.0, 3.0)))])
+    under = told[told.index("", told.index("") + 1) + 1 :]
+    legend = under[under.index("") + 1 :]
+    assert [line[:14].rstrip() for line in legend] == ["light users", "service gap", "", "Jain's index"]
+    assert max(map(len, legend)) <= 80
+    assert "1/n" not in "\n".join(comparison([Column("1", "blfq", some_figures())]))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

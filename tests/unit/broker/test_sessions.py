@@ -132,6 +132,14 @@ def test_in_open_mode_the_kernel_names_the_user_and_over_loopback_it_names_itsel
     assert (told.user, told.role) == (user, role)
 
 
+def test_an_open_role_of_user_is_for_those_who_say_who_they_are_not_for_whom_the_kernel_names() -> None:
+    broker = a_broker(settings=Settings(open_role="user"))
+    assert welcome(comes(broker, Credential("loopback"), user="anna")).role == "user"
+    assert welcome(comes(broker, Credential("ipc", "root", is_owner=True))).role == "admin"
+    broker.says("w1", idle("w1"), credential=Credential("ipc", "root", is_owner=True))
+    assert "w1" in broker.state.workers
+
+
 def test_a_second_hello_of_a_process_ends_its_first_session() -> None:
     broker = a_broker()
     comes(broker)

@@ -190,15 +190,16 @@ def test_wait_ends_with_1_if_a_job_is_not_done() -> None:
 # --- list and acts ---------------------------------------------------------------------------------------------------
 
 
-def test_list_passes_the_filters_on_and_prints_a_table() -> None:
+@pytest.mark.parametrize("word", ["waiting", "ready"])
+def test_list_passes_the_filters_on_and_prints_a_table(word: str) -> None:
     broker = FakeBroker(found=[a_job(ahead=2)])
-    ended = run(broker, "list", "--state", "ready", "--user", "anna", "--label", "chat=42", "--type", "chat")
+    ended = run(broker, "list", "--state", word, "--user", "anna", "--label", "chat=42", "--type", "chat")
     assert broker.did == [
         ("jobs", {"user": "anna", "task_type": "chat", "states": ["ready"], "labels": {"chat": "42"}})
     ]
     head, row = ended.stdout.splitlines()
     assert head.split() == ["ID", "STATE", "TYPE", "USER", "MODEL", "AGE"]
-    assert row.split()[:5] == ["JZ6EB6", "ready", "chat", "anna", "any"]
+    assert row.split()[:5] == ["JZ6EB6", "waiting", "chat", "anna", "any"]
 
 
 def test_output_is_the_same_on_a_pipe_but_for_colours() -> None:

@@ -50,6 +50,8 @@ def test_the_list_shows_models_aliases_defaults_and_orders() -> None:
         "MODEL", "qwen/qwen3-8b", "nomic", "ALIAS", "fast", "big", "JOBS", "chat", "ORDER", "pin", "load",
     ]  # fmt: skip
     assert lines == run(broker, "models", "list").output.splitlines()
+    assert lines[0].split() == ["MODEL", "KIND", "LOADED", "ON", "SLOTS", "RUNS", "WAITS", "ON", "DISK", "AT"]
+    assert lines[1].split() == ["qwen/qwen3-8b", "llm", "gpu-1", "4", "1", "3", "gpu-2"]
     assert "qwen3-8b or qwen3-8b@q4_k_m  anna" in lines[4 + 1]
     assert "configuration file" in lines[6]
     assert "another 4 h" in lines[12]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import pytest
 from hypothesis import given, strategies as st
@@ -10,7 +12,8 @@ from lmq import ErrorInfo, InstanceInfo, Reason, Why, WorkerView
 from lmq.cli import humane, show, tables, workers
 from lmq.cli.eventlines import event_line
 from lmq.cli.why import why_lines
-from lmq_proto.messages import Capacity
+from lmq_proto.messages import Breaker, Capacity
+from lmq_proto.states import State
 from lmq_worker.concurrency import LimitedBy
 from unit.cli.fakes import ID_A, ID_B, a_job, an_event
 
@@ -86,6 +89,36 @@ def test_it_is_said_what_bounds_the_jobs_at_once(limit_by: str) -> None:
     assert ("loaded", f"qwen3-8b (llm), 12 at once{why}") in workers.facts(worker)
     held_back = limit_by in ("errors", "guard")
     assert workers.note_of(worker) == (f"only 12 at once: {workers.LIMITS[limit_by]}" if held_back else "")
+
+
+def test_slots_that_are_taken_are_told_and_a_worker_whose_endpoint_fails_is_down() -> None:
+    told: dict[str, Any] = {
+        "name": "gpu-1", "endpoint": "http://gpu-1:1234", "backend": "openai", "host": "gpu-1", "leased": 8,
+        "instances_leased": {"nomic": 3},
+    }  # fmt: skip
+    instance = InstanceInfo(instance_id="nomic", model="nomic", slots=3)
+    broken = Capacity(instances=[instance], breaker=Breaker(since_ms=0, reason="no answer"))
+    head, *rows = workers.worker_table(
+        [
+            WorkerView(**told, state="up", capacity=Capacity(instances=[instance])),
+            WorkerView(**told, state="up", capacity=broken),
+            WorkerView(**told, state="gone", capacity=broken),
+            WorkerView(**told, state="paused"),
+        ]
+    )
+    assert click.unstyle(head).split() == ["WORKER", "STATE", "SLOTS", "ENDPOINT", "MODELS"]
+    assert [click.unstyle(row).split()[1:3] for row in rows] == [
+        ["up", "3/3"], ["down", "3/3"], ["gone", "3/3"], ["paused", "8"],
+    ]  # fmt: skip
+
+
+def test_states_are_shown_as_people_call_them() -> None:
+    shown = {state: tables.state_cell(state).text for state in State}
+    assert {state: word for state, word in shown.items() if state != word} == {
+        "ready": "waiting",
+        "leased": "running",
+    }
+    assert "running" in click.unstyle(dict(show.facts(a_job(state="leased", phase="writing")))["state"])
 
 
 def test_each_reason_of_a_limit_has_its_words() -> None:

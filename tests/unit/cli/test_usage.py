@@ -123,6 +123,33 @@ def test_an_hour_has_a_price_if_somebody_says_so(tmp_path: Path, monkeypatch: py
     assert run(two_users(), "config", "check").exit_code == 2
 
 
+def test_small_costs_have_more_digits_than_large_ones() -> None:
+    def shown(price: str) -> list[str]:
+        return [
+            line.split()[-1]
+            for line in run(two_users(), "usage", "--price-hour", price).stdout.splitlines()[2:]
+        ]
+
+    assert shown("0.02") == ["0.0600", "0.0200", "0.0800"]
+    assert shown("50") == ["150.00", "50.00", "200.00"]
+    assert shown("0") == ["0.00", "0.00", "0.00"]
+
+
+def test_a_row_whose_only_number_has_no_room_is_left_out() -> None:
+    busy = a_row("ann", model="m" * 30, task_type="t" * 30, done=10**5)
+    gone = UsageRow(user="root", model="fast", task_type="chat", cancelled=1)
+    total = a_row(done=10**5, cancelled=10**6, expired=10**6)
+    broker = FakeBroker(sums=[busy, gone], total=total)
+    ended = run(broker, "usage", "--by", "user,model,type", "--price-hour", "1")
+    assert "root" not in ended.stdout
+    assert (
+        "(no room here for EXP., CANC., WAIT, RUN, nor for rows with nothing else; --csv has all)"
+        in ended.stderr
+    )
+    assert "root" in run(broker, "usage", "--by", "user").stdout
+    assert "root" in run(broker, "usage", "--by", "user,model,type", "--csv").stdout
+
+
 def test_where_nothing_was_used_it_says_so() -> None:
     ended = run(FakeBroker(), "usage")
     assert (ended.stdout, ended.stderr) == ("", "nothing was used, 2026-11-23 to 2026-11-24 (UTC)\n")
@@ -159,7 +186,10 @@ def test_columns_that_have_no_room_are_named() -> None:
         user="u" * 30, model="m" * 30, task_type="t" * 30, done=10**5, cancelled=10**6, expired=10**6
     )
     ended = run(FakeBroker(sums=[row], total=row), "usage", "--by", "user,model,type", "--price-hour", "1")
-    assert "(no room here for EXP., CANC., WAIT, RUN; --csv has all)" in ended.stderr
+    assert (
+        "(no room here for EXP., CANC., WAIT, RUN, nor for rows with nothing else; --csv has all)"
+        in ended.stderr
+    )
     assert ended.stdout.splitlines()[1].split() == [
         "USER", "MODEL", "TYPE", "DONE", "PROMPT", "OUTPUT", "ENGINE", "COST",
     ]  # fmt: skip

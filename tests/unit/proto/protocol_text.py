@@ -1,4 +1,4 @@
-"""PROTOCOL.md read as data: its sections and tables. What they say is judged by the tests beside this file."""
+"""PROTOCOL.md, and texts like it, read as data: sections and tables. What they say is judged by the tests."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Section:
     code: list[str] = field(default_factory=list)
 
 
-def read_sections() -> list[Section]:
+def read_sections(text: str) -> list[Section]:
+    """Return the sections of a text in Markdown; the first is what stands before any heading."""
     found = [Section("")]
     table: list[list[str]] | None = None
     in_code = False
-    for line in TEXT.splitlines():
+    for line in text.splitlines():
         heading = re.fullmatch(r"#+ (.*)", line)
-        if line == "```":
+        if line.startswith("```"):
             in_code = not in_code
         elif in_code:
             found[-1].code.append(line)
@@ -54,7 +55,7 @@ def read_sections() -> list[Section]:
     return found
 
 
-SECTIONS = read_sections()
+SECTIONS = read_sections(TEXT)
 
 
 def table_with(*header: str) -> list[list[str]]:

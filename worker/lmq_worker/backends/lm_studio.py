@@ -201,9 +201,11 @@ class LmStudioBackend(EngineBackend):
         """Load a model, unless it is loaded already: a second load would make a second copy."""
         self._loading += 1
         self.wake.set()
+        seen = Capacity()
         try:
             self._check_native()
-            loaded = _loaded((await self.look()).instances, model)
+            seen = await self.look()
+            loaded = _loaded(seen.instances, model)
             if loaded is not None:
                 return None
             body: dict[str, Any] = {"model": model, "echo_load_config": True}
@@ -219,7 +221,7 @@ class LmStudioBackend(EngineBackend):
             self._keep_ours(self._ours | {str(instance_id)})
             self._short_of_memory.discard(model)
         except AttemptFailed as failure:
-            return self._load_failure(model, failure).info()
+            return self._load_failure(model, failure, seen).info()
         finally:
             self._loading -= 1
             self._loads += 1
@@ -243,11 +245,13 @@ class LmStudioBackend(EngineBackend):
             return failure.info()
         return None
 
-    def _load_failure(self, model: str, failure: AttemptFailed) -> AttemptFailed:
+    def _load_failure(self, model: str, failure: AttemptFailed, seen: Capacity) -> AttemptFailed:
         """Return why a load failed. LM Studio hides a lack of memory behind a general failure: assume it once."""
         if failure.verdict.code == "load_failed" and self.instances and model not in self._short_of_memory:
             self._short_of_memory.add(model)
-            return failure.judged(INSUFFICIENT_MEMORY)
+            failure = failure.judged(INSUFFICIENT_MEMORY)
+        if failure.verdict.code == INSUFFICIENT_MEMORY.code:
+            failure.message += _sizes(model, seen)
         return failure
 
     def _check_native(self) -> None:
@@ -289,6 +293,18 @@ def _v1_catalog(model: dict[str, Any]) -> CatalogModel:
         context_tokens=_count(model.get("max_context_length")),
         variants=[name for name in names if name],
     )
+
+
+def _sizes(model: str, seen: Capacity) -> str:
+    """Return how large a model is that did not fit, and those that are loaded: LM Studio tells no more."""
+    sizes = {one.model: one.size_bytes for one in seen.catalog if one.size_bytes}
+    loaded = [_sized(one.model, sizes) for one in seen.instances]
+    beside = f"loaded there: {', '.join(loaded)}" if loaded else "nothing else is loaded there"
+    return f"; the model is {_sized(model, sizes)}, {beside}; a smaller variant may fit"
+
+
+def _sized(model: str, sizes: dict[str, int]) -> str:
+    return f"{model} ({sizes[model] / 1e9:.1f} GB)" if model in sizes else model
 
 
 def _variant_name(variant: Any) -> str:

@@ -165,13 +165,13 @@ def user_table(scene: Scene) -> list[str]:
         rows.append(
             [
                 user.name,
-                str(states.count("ready")),
                 str(states.count("leased")),
+                str(states.count("ready")),
                 str(states.count("done")),
                 user.wish,
             ]
         )
-    return table(["USER", "WAITING", "RUNNING", "DONE", ""], rows, right=(1, 2, 3))
+    return table(["USER", "RUNS", "WAITS", "DONE", ""], rows, right=(1, 2, 3))
 
 
 def summary_table(scene: Scene) -> list[str]:

@@ -11,7 +11,7 @@ from lmq.cli.humane import duration, held, model_of, short, span, time_of_day, w
 from lmq.cli.tables import STATE_COLORS, one_line
 from lmq.cli.top.lines import Bar, Cell, Column, Line, plain
 from lmq.cli.users import is_short, name_of
-from lmq.cli.workers import HELD_BACK, LIMITS, slots_of
+from lmq.cli.workers import HELD_BACK, LIMITS, state_of, taken_of
 from lmq_proto.bounds import PRIORITY_MAX
 
 if TYPE_CHECKING:
@@ -197,12 +197,11 @@ def _workers(view: View, sort: str, swaps: Swaps) -> Table:
     }
     waiting = {model.model: model.waiting for model in view.models}
     for worker in sorted(view.workers, key=order[sort]):
-        slots, used = slots_of(worker), sum(worker.instances_leased.values())
         made = swaps.lately(worker.name, view.health.wall_ms)
         rows.append(Row(
             f"worker/{worker.name}",
-            ((one_line(worker.name), "bold"), (worker.state, STATE_COLORS.get(worker.state, "")),
-             (f"{used}/{slots}" if slots else f"{used:,}", ""), ("", ""),
+            ((one_line(worker.name), "bold"), (state_of(worker), STATE_COLORS.get(state_of(worker), "")),
+             (taken_of(worker), ""), ("", ""),
              (f"{made}" if made else "", ""), _worker_note(worker)),
             worker=worker,
         ))  # fmt: skip
