@@ -168,6 +168,23 @@ class UnknownModel(LmqError):
         self.model, self.nearest = model, nearest
 
 
+class WrongKind(LmqError):
+    """None of the models asked for can run a job of this task type, wherever they are known."""
+
+    code = "wrong_kind"
+
+    def __init__(self, model: str, task_type: str, makes: str, instead: list[str]) -> None:
+        use = f"name one that can: {', '.join(instead)}" if instead else "no endpoint has one that can"
+        super().__init__(
+            f"models = {model!r}: it makes {makes} only, and this is of type {task_type}; {use}",
+            model=model,
+            task_type=task_type,
+            makes=makes,
+            instead=instead,
+        )
+        self.model, self.task_type, self.makes, self.instead = model, task_type, makes, instead
+
+
 class NeverFits(LmqError):
     """No endpoint can hold so many tokens with any of the models asked for."""
 
@@ -333,8 +350,8 @@ WIRE_ERRORS: dict[str, type[LmqError]] = {
     error.code: error
     for error in (
         ProtocolError, UpgradeRequired, BadField, TooLarge, NotAllowed, NotFound, LimitReached, QueueDraining,
-        UnknownModel, NeverFits, MayNotLoad, NoRoom, IdempotencyConflict, ParentEnded, WrongState, AttemptMoved,
-        CursorExpired, DiskFull, Stopping, EndpointTaken, BackupFailed,
+        UnknownModel, WrongKind, NeverFits, MayNotLoad, NoRoom, IdempotencyConflict, ParentEnded, WrongState,
+        AttemptMoved, CursorExpired, DiskFull, Stopping, EndpointTaken, BackupFailed,
     )
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases, limiting, parents, users
+from lmq_broker.core import fields, jobs, kinds, leases, limiting, parents, users
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -194,6 +194,9 @@ def _act_on(
             raise WrongState(
                 short(job_id), past.state if past is not None else "", "a job that has not ended"
             )
+        misfit = kinds.wrong_kind(state, job.task_type, command.models or ())
+        if misfit is not None:
+            raise misfit
         return _update(state, out, job, command, now)
     if job is not None:
         raise WrongState(short(job_id), job.state, "a job that has ended")

@@ -177,13 +177,19 @@ def _why_not_here(
                 fields={"worker": worker.name, "model": worker.loading, "seconds": left_s},
             )
         ]  # fmt: skip
-    named = _named(worker, names)
-    if named:
-        able = "vectors" if named[0].kind == "embedding" else "text"
-        text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
-        return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
-    entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
-    return [] if entry is None else [_why_not_loaded(state, worker, entry.model, names, band, parts, now)]
+    on_disk = [each for each in worker.capacity.catalog if names & models.catalog_names(each)]
+    fits = next((each for each in on_disk if models.suits(each.kind, job.task_type)), None)
+    if fits is not None:
+        return [_why_not_loaded(state, worker, fits.model, names, band, parts, now)]
+    misfits = [(each.model, each.kind) for each in _named(worker, names)]
+    misfits += [(each.model, each.kind) for each in on_disk]
+    return [_wrong_kind(worker, job, *misfits[0])] if misfits else []
+
+
+def _wrong_kind(worker: Worker, job: Job, model: str, kind: str) -> Reason:
+    able = "vectors" if kind == "embedding" else "text"
+    text = f"{model} on {worker.name} makes {able} only, and this is of type {job.task_type}"
+    return Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": model})
 
 
 def _why_not_loaded(

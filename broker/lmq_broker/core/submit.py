@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lmq_broker.core import aliases, contexts, fields, jobs, limiting, parents, readers, users
+from lmq_broker.core import aliases, contexts, fields, jobs, kinds, limiting, parents, readers, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -181,7 +181,11 @@ def _refused(
     if over is not None:
         return over
     wanted = aliases.models_asked(state, spec.task_type, spec.models)
-    return aliases.unknown_model(state, wanted) or contexts.never_fits(state, spec, wanted)
+    return (
+        aliases.unknown_model(state, wanted)
+        or kinds.wrong_kind(state, spec.task_type, wanted)
+        or contexts.never_fits(state, spec, wanted)
+    )
 
 
 def _check_spec(state: BrokerState, spec: JobSpec) -> None:
