@@ -1,10 +1,8 @@
 """Limits as commands set them: in the journal until reset; what they refuse; and the alerts of depth and wait."""
 
-from itertools import islice
-
 import msgspec
 
-from lmq_broker.core import fields
+from lmq_broker.core import fields, waiting
 from lmq_broker.core.chronicle import Out, full, inform, put, refuse, reply, tell
 from lmq_broker.core.limits import (
     ALERTS,
@@ -27,7 +25,6 @@ from lmq_proto import bounds
 from lmq_proto.errors import BadField, Field, LimitReached, LmqError, NotFound
 from lmq_proto.events import Kind
 from lmq_proto.messages import Done, Limit, LimitsReply, LimitView, ListLimits, ResetLimits, SetLimit
-from lmq_proto.states import State
 
 LIMIT = "limit/"
 """Prefix of the journal's names for limits that were set by command."""
@@ -38,8 +35,6 @@ RULES = 1000
 _NAMED = ("queue", "task_type", "model", "worker", "resource")
 _ALERT_OVER = 0.8
 """An alert is over when it has fallen to this share of its value: one that trembles is told once."""
-_LOOK_AT_JOBS = 20_000
-"""Open jobs among which the oldest that is ready is looked for."""
 _VALUE_MAX = 1e12
 
 
@@ -89,7 +84,7 @@ def list_limits(state: BrokerState, out: Out, session: Session, command: ListLim
         change = state.limits.by_command.get(name)
         used, used_by = state.limits.fullest(name, limit, now.mono_ms)
         if limit.of == "wait":
-            used = float(_oldest_ms(state, limit, now))
+            used = float(waiting.oldest_ms(state, limit, now))
         views.append(LimitView(
             name=name, limit=limit, origin="file" if change is None else "command",
             by="" if change is None else change.by, since_ms=0 if change is None else change.at_ms,
@@ -180,7 +175,7 @@ def watch(state: BrokerState, now: Now) -> None:
         used = (
             state.limits.fullest(name, limit, now.mono_ms)[0]
             if limit.of == "depth"
-            else float(_oldest_ms(state, limit, now))
+            else float(waiting.oldest_ms(state, limit, now))
         )
         is_raised = name in state.alerts
         if not is_raised and used >= limit.value:
@@ -193,18 +188,6 @@ def watch(state: BrokerState, now: Now) -> None:
         tell(state, now, kind, queue=limit.queue, detail={"limit": name, "value": limit.value, "now": used})
     known = {name for name, _ in state.limits.rules()}
     state.alerts &= known
-
-
-def _oldest_ms(state: BrokerState, limit: Limit, now: Now) -> int:
-    """Return for how long the first ready job that a rule names has waited."""
-    for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
-        if (
-            job.state is State.READY
-            and limit.queue in ("", job.queue)
-            and limit.task_type in ("", job.task_type)
-        ):
-            return now.mono_ms - job.ready_since_ms
-    return 0
 
 
 def empty_again(meta: dict[str, bytes], now: Now) -> list[str]:

@@ -1,7 +1,5 @@
 """What people are shown: jobs, queues, workers, models, the broker's health. Why a job waits is in `reasons`."""
 
-from itertools import islice
-
 import msgspec
 
 from lmq_broker.core import (
@@ -13,6 +11,7 @@ from lmq_broker.core import (
     parents,
     swapcosts,
     trust,
+    waiting,
     workers,
 )
 from lmq_broker.core.chronicle import (
@@ -75,9 +74,6 @@ from lmq_proto.states import OPEN, State
 _QUEUE_EVERY_MS = 250
 _PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
 """What the views of one reply may take; the ids that are missing take less than the rest."""
-_LOOK_AT_JOBS = 20_000
-"""Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
-
 _STARTS_LATER = (State.DELAYED, State.BLOCKED)
 
 _pack = msgspec.msgpack.Encoder()
@@ -238,7 +234,7 @@ def payload_loaded(
 
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
-    oldest = oldest_waits(state, now)
+    oldest = waiting.oldest_waits(state, now)
     names = {
         *state.queues,
         *state.queue_holds,
@@ -248,17 +244,6 @@ def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, 
         names |= worker.queues
     found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
     inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
-
-
-def oldest_waits(state: BrokerState, now: Now) -> dict[str, int]:
-    """Return how long the oldest ready job of each queue waits, in milliseconds; queues without one are left out."""
-    oldest: dict[str, int] = {}
-    for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
-        if job.state is State.READY and job.queue not in oldest:
-            oldest[job.queue] = now.mono_ms - job.ready_since_ms
-            if len(oldest) == len(state.queues):
-                break
-    return oldest
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
