@@ -14,6 +14,7 @@ from lmq_broker.core import (
     waiting,
     workers,
 )
+from lmq_broker.core.briefly import Found, briefly
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -86,12 +87,14 @@ def may_see(session: Session, user: str) -> bool:
     return who.role in SEES_ALL or may_act_for(who.principal, who.role, who.user, user)
 
 
-def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
-    """Return an open job as people see it."""
+def of_job(state: BrokerState, job: Job, now: Now, found: Found | None = None) -> JobView:
+    """Return an open job as people see it; `found` is what the jobs of one page share."""
     lease = job.lease
     ahead = starts = done = None
+    hindrance = ""
     if job.state is State.READY:
         ahead = state.eta.ahead(state, job, now)
+        hindrance = briefly(state, job, Found() if found is None else found, now)
         starts, done = state.eta.waits(state, job, ahead, now) or (None, None)
     elif lease is not None:
         done = state.eta.runs_for(lease, now)
@@ -109,7 +112,7 @@ def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
         started_at_ms=job.started_at_ms, timeout_ms=job.terms.timeout_ms, payload_bytes=job.payload_bytes,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
         story=list(job.past.story), parents=list(job.terms.parents), waits_for=parents.awaited(state, job),
-        own_priority=job.past.own_priority,
+        own_priority=job.past.own_priority, hindrance=hindrance,
     )  # fmt: skip
 
 
@@ -151,13 +154,14 @@ def status_loaded(
 ) -> None:
     """Answer a status with what was read and what is open."""
     stored = {job.id: job for job in answer.jobs}
+    alike = Found()
     found = []
     missing = []
     for job_id in command.job_ids:
         past = stored.get(job_id)
         job = None if state.disk.trouble == FULL else state.jobs.get(job_id)
         if job is not None and may_see(session, job.user):
-            found.append(of_job(state, job, now))
+            found.append(of_job(state, job, now, alike))
         elif job is None and past is not None and may_see(session, past.user):
             found.append(of_stored(state, past))
         else:
@@ -195,9 +199,10 @@ def listed(
     """Answer a list; what is open is shown as it is now."""
     live = {} if state.disk.trouble == FULL else state.jobs
     views: list[JobView] = []
+    alike = Found()
     size = 0
     for job in answer.jobs:
-        view = of_job(state, state.jobs[job.id], now) if job.id in live else of_stored(state, job)
+        view = of_job(state, state.jobs[job.id], now, alike) if job.id in live else of_stored(state, job)
         size += len(_pack.encode(view))
         if views and size > _PAGE_BYTES:
             break
