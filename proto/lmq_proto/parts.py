@@ -371,6 +371,8 @@ class LimitView(Part, frozen=True, kw_only=True):
     used: float = 0.0
     used_by: str = ""
     """Of a limit for each user: who has used most of it."""
+    raised: bool = False
+    """The alert of a depth or wait is raised."""
 
 
 class WorkerView(Part, frozen=True, kw_only=True):
@@ -403,6 +405,8 @@ class WorkerView(Part, frozen=True, kw_only=True):
     """Models loaded within the last hour."""
     lost_ms: int = 0
     """Of the last ten minutes, how much went into drains, unloads and loads."""
+    stopped: bool = False
+    """It is gone on purpose: it said so."""
 
 
 class Alias(Part, frozen=True, kw_only=True):

@@ -89,6 +89,7 @@ def list_limits(state: BrokerState, out: Out, session: Session, command: ListLim
             name=name, limit=limit, origin="file" if change is None else "command",
             by="" if change is None else change.by, since_ms=0 if change is None else change.at_ms,
             used=round(used, 3), used_by=used_by if limit.user == EACH else "",
+            raised=name in state.alerts,
         ))  # fmt: skip
     inform(state, out, session.peer, LimitsReply(request_id=command.request_id, limits=views))
 

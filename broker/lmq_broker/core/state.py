@@ -194,6 +194,8 @@ class Worker(msgspec.Struct):
     """None: not connected."""
     gone_ms: int = 0
     """Monotonic time at which the connection was found gone; 0: it is there."""
+    stopped: bool = False
+    """It said that it goes, and has not come back."""
     enlist_id: int = 0
     """Request number of its last `enlist`; the same once more is a repeat of it."""
     enlisted_position: int = 0

@@ -280,6 +280,7 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         instances_leased={each.id: each.leased for each in worker.instances.values() if each.leased},
         hold=state.worker_holds.get(worker.name), trust=round(trust.trust_of(worker, now.mono_ms), 3),
         loads=swapcosts.loads(worker, now.mono_ms), lost_ms=swapcosts.lost_ms(worker, now.mono_ms),
+        stopped=worker.stopped,
     )  # fmt: skip
 
 

@@ -315,6 +315,8 @@ def test_a_wait_that_grows_too_long_is_told() -> None:
     broker = a_broker(jobs=[ready("a")], settings=limited(Limit(of="wait", value=5000)))
     broker.pass_time(6000, hearing=["ann"])
     assert broker.last_event("alert_raised").detail["limit"] == "wait"
+    listed = sent(broker.says("ann", ListLimits(request_id=4)), "ann", LimitsReply)[0].limits
+    assert [(view.used, view.raised) for view in listed] == [(6000.0, True)]
 
 
 # --- named resources --------------------------------------------------------------------------------------------------
