@@ -373,6 +373,8 @@ class LimitView(Part, frozen=True, kw_only=True):
     """Of a limit for each user: who has used most of it."""
     raised: bool = False
     """The alert of a depth or wait is raised."""
+    unknown: list[str] = []
+    """Names in it that no queue, model or worker has now, as `worker=gpu-9`."""
 
 
 class WorkerView(Part, frozen=True, kw_only=True):

@@ -146,6 +146,13 @@ def queue_named(state: BrokerState, name: str) -> Queue:
     return queue
 
 
+def queue_names(state: BrokerState) -> set[str]:
+    """Return the queues that there are: with jobs now or before, held, a task type's own, or a worker's."""
+    defaults = {each.queue for each in state.settings.task_defaults.values()}
+    of_workers = {queue for worker in state.workers.values() for queue in worker.queues}
+    return {*state.queues, *state.queue_holds, *defaults, *of_workers}
+
+
 def number_of(state: BrokerState, job_id: bytes) -> int:
     """Return a job's number, by which the journal finds it; 0 if there is no such job."""
     job = state.jobs.get(job_id)

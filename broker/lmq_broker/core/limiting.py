@@ -2,8 +2,8 @@
 
 import msgspec
 
-from lmq_broker.core import fields, waiting
-from lmq_broker.core.chronicle import Out, full, inform, put, refuse, reply, tell
+from lmq_broker.core import aliases, fields, models, waiting
+from lmq_broker.core.chronicle import Out, full, inform, put, queue_names, refuse, reply, tell
 from lmq_broker.core.limits import (
     ALERTS,
     COUNTED,
@@ -89,9 +89,22 @@ def list_limits(state: BrokerState, out: Out, session: Session, command: ListLim
             name=name, limit=limit, origin="file" if change is None else "command",
             by="" if change is None else change.by, since_ms=0 if change is None else change.at_ms,
             used=round(used, 3), used_by=used_by if limit.user == EACH else "",
-            raised=name in state.alerts,
+            raised=name in state.alerts, unknown=_unknown(state, limit),
         ))  # fmt: skip
     inform(state, out, session.peer, LimitsReply(request_id=command.request_id, limits=views))
+
+
+def _unknown(state: BrokerState, limit: Limit) -> list[str]:
+    """Return the names in a limit that nothing has now: it counts once something does, or has a typing error."""
+    found = []
+    if limit.queue and limit.queue not in queue_names(state):
+        found.append(f"queue={limit.queue}")
+    known = aliases.known_names(state) if limit.model else frozenset()
+    if limit.model and models.ANY not in known and models.normal(limit.model) not in known:
+        found.append(f"model={limit.model}")
+    if limit.worker and limit.worker not in state.workers:
+        found.append(f"worker={limit.worker}")
+    return found
 
 
 def check(limit: Limit) -> None:

@@ -22,6 +22,7 @@ from lmq_broker.core.chronicle import (
     inform,
     number_of,
     numbers_of,
+    queue_names,
     read_position,
     refuse,
     reply,
@@ -240,14 +241,7 @@ def payload_loaded(
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
     oldest = waiting.oldest_waits(state, now)
-    names = {
-        *state.queues,
-        *state.queue_holds,
-        *(each.queue for each in state.settings.task_defaults.values()),
-    }
-    for worker in state.workers.values():
-        names |= worker.queues
-    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(queue_names(state))]
     inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
 
 

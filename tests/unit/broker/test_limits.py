@@ -235,6 +235,19 @@ def test_minus_one_lifts_a_limit_of_the_file() -> None:
     assert names(broker) == ["t0", "t1", "t2"]
 
 
+def test_a_limit_says_which_of_its_names_nothing_has() -> None:
+    broker = a_broker(
+        workers=[idle("w1", instances=[instance(model="pub/m1", kind="llm")], queues=["q"])], clients=["ann"]
+    )
+    for names in (
+        {"worker": "w1", "model": "m1", "queue": "q"}, {"worker": "w9"}, {"model": "m9"}, {"queue": "r"},
+        {"queue": "default"}, {"user": "zoe"},
+    ):  # fmt: skip
+        sets(broker, "running", 1, **names)
+    found = sent(broker.says("ann", ListLimits(request_id=5)), "ann", LimitsReply)[0].limits
+    assert [each.unknown for each in found if each.unknown] == [["model=m9"], ["queue=r"], ["worker=w9"]]
+
+
 def test_limits_are_listed_with_what_is_used_of_them() -> None:
     settings = limited(Limit(of="running", value=4, user="*"), Limit(of="queued", value=100))
     broker = a_broker(jobs=[running("a"), running("b"), ready("c"), running("t", user="tom")],
