@@ -128,9 +128,12 @@ class LimitReached(LmqError):
     code = "limit_reached"
     retryable = True
 
-    def __init__(self, limit: str, value: int, limit_value: int, retry_after_s: float) -> None:
+    def __init__(self, limit: str, value: int, limit_value: int, retry_after_s: float | None = None) -> None:
+        again = (
+            f"try again in {retry_after_s:g} s" if retry_after_s is not None else "until when is not known"
+        )
         super().__init__(
-            f"{limit} is full ({value} of {limit_value}); try again in {retry_after_s:g} s",
+            f"{limit} is full ({value} of {limit_value}); {again}",
             limit=limit,
             value=value,
             limit_value=limit_value,

@@ -3,7 +3,7 @@
 import msgspec
 
 from lmq_broker.core import aliases, fields, models, waiting
-from lmq_broker.core.chronicle import Out, full, inform, put, queue_names, refuse, reply, tell
+from lmq_broker.core.chronicle import Out, inform, put, queue_names, refuse, reply, tell
 from lmq_broker.core.limits import (
     ALERTS,
     COUNTED,
@@ -13,7 +13,6 @@ from lmq_broker.core.limits import (
     Bucket,
     Limits,
     Set,
-    burst_of,
     name_of,
 )
 from lmq_broker.core.records import MetaSet
@@ -22,7 +21,7 @@ from lmq_broker.core.state import BrokerState, Session
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import in_words
 from lmq_proto import bounds
-from lmq_proto.errors import BadField, Field, LimitReached, LmqError, NotFound
+from lmq_proto.errors import BadField, Field, LmqError, NotFound
 from lmq_proto.events import Kind
 from lmq_proto.messages import Done, Limit, LimitsReply, LimitView, ListLimits, ResetLimits, SetLimit
 
@@ -139,21 +138,7 @@ def check(limit: Limit) -> None:
         raise BadField("user", limit.user, "nothing for an alert")
 
 
-# --- at submit -------------------------------------------------------------------------------------------------------
-
-
-def refused(
-    state: BrokerState, user: str, queue: str, task_type: str, adding: tuple[int, int], now: Now
-) -> LimitReached | None:
-    """Return the refusal of jobs, so many with so many bytes, that some limit has no room for."""
-    found = state.limits.full(user, queue, task_type, adding, now.mono_ms)
-    if found is None:
-        return None
-    bucket, wait_s = found
-    if bucket.limit.of in COUNTED:
-        return full(state, now, bucket.name, int(bucket.used), int(bucket.limit.value))
-    burst = int(burst_of(bucket.limit))
-    return LimitReached(bucket.name, burst, burst, round(max(wait_s, 0.1), 1))
+# --- in words --------------------------------------------------------------------------------------------------------
 
 
 def sentence_of(bucket: Bucket, now: Now, before: int = 0) -> tuple[str, dict[str, Field]]:

@@ -438,6 +438,9 @@ class BrokerState(msgspec.Struct):
     alerts: set[str] = msgspec.field(default_factory=set)
     """Limits whose alert is raised."""
 
+    moves: dict[tuple[str, str], tuple[int, float | None]] = msgspec.field(default_factory=dict)
+    """(limit, user) -> when, and in how long the first of what fills it may start, as was found when it refused."""
+
     # users
     allowances: dict[str, Allowance] = msgspec.field(default_factory=dict)
     """What commands gave users."""
