@@ -38,7 +38,9 @@ async def ask(question: Question) -> dict[str, str]:
     try:
         job = await q.chat(question.text, priority=8)
     except lmq.LimitReached as error:
-        raise HTTPException(429, str(error), {"Retry-After": str(int(error.retry_after_s) + 1)}) from error
+        raise HTTPException(
+            429, str(error), {"Retry-After": str(int(error.retry_after_s or 10) + 1)}
+        ) from error
     return {"id": job.id}
 
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         UnknownModel,
         UpgradeRequired,
         WaitTimeout,
+        WrongKind,
         WrongState,
     )
     from lmq.results import (
@@ -183,6 +184,7 @@ __all__ = [
     "Why",
     "WorkerState",
     "WorkerView",
+    "WrongKind",
     "WrongState",
     "__version__",
     "chat_draft",

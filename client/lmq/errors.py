@@ -29,6 +29,7 @@ from lmq_proto.errors import (
     TooLarge,
     UnknownModel,
     UpgradeRequired,
+    WrongKind,
     WrongState,
 )
 
@@ -70,6 +71,7 @@ __all__ = [
     "UnknownModel",
     "UpgradeRequired",
     "WaitTimeout",
+    "WrongKind",
     "WrongState",
 ]
 

@@ -180,6 +180,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Those of them that are not done yet."""
     own_priority: int | None = None
     """What it was given, while a job that waits for it lifts it above that."""
+    hindrance: str = ""
+    """In two or three words what keeps it from running, but for those ahead, while it is ready; empty: nothing."""
 
     @property
     def is_final(self) -> bool:

@@ -128,9 +128,12 @@ class LimitReached(LmqError):
     code = "limit_reached"
     retryable = True
 
-    def __init__(self, limit: str, value: int, limit_value: int, retry_after_s: float) -> None:
+    def __init__(self, limit: str, value: int, limit_value: int, retry_after_s: float | None = None) -> None:
+        again = (
+            f"try again in {retry_after_s:g} s" if retry_after_s is not None else "until when is not known"
+        )
         super().__init__(
-            f"{limit} is full ({value} of {limit_value}); try again in {retry_after_s:g} s",
+            f"{limit} is full ({value} of {limit_value}); {again}",
             limit=limit,
             value=value,
             limit_value=limit_value,
@@ -166,6 +169,23 @@ class UnknownModel(LmqError):
             f"no endpoint has model {model!r}{near}; type: lmq models", model=model, nearest=nearest
         )
         self.model, self.nearest = model, nearest
+
+
+class WrongKind(LmqError):
+    """None of the models asked for can run a job of this task type, wherever they are known."""
+
+    code = "wrong_kind"
+
+    def __init__(self, model: str, task_type: str, makes: str, instead: list[str]) -> None:
+        use = f"name one that can: {', '.join(instead)}" if instead else "no endpoint has one that can"
+        super().__init__(
+            f"models = {model!r}: it makes {makes} only, and this is of type {task_type}; {use}",
+            model=model,
+            task_type=task_type,
+            makes=makes,
+            instead=instead,
+        )
+        self.model, self.task_type, self.makes, self.instead = model, task_type, makes, instead
 
 
 class NeverFits(LmqError):
@@ -333,8 +353,8 @@ WIRE_ERRORS: dict[str, type[LmqError]] = {
     error.code: error
     for error in (
         ProtocolError, UpgradeRequired, BadField, TooLarge, NotAllowed, NotFound, LimitReached, QueueDraining,
-        UnknownModel, NeverFits, MayNotLoad, NoRoom, IdempotencyConflict, ParentEnded, WrongState, AttemptMoved,
-        CursorExpired, DiskFull, Stopping, EndpointTaken, BackupFailed,
+        UnknownModel, WrongKind, NeverFits, MayNotLoad, NoRoom, IdempotencyConflict, ParentEnded, WrongState,
+        AttemptMoved, CursorExpired, DiskFull, Stopping, EndpointTaken, BackupFailed,
     )
 }  # fmt: skip
 

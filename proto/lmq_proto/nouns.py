@@ -172,6 +172,8 @@ class Users(Part, frozen=True, kw_only=True):
     users: list[UserView]
     bands: list[BandView]
     allowances: list[Allowance] = []
+    each: list[str] = []
+    """Apps whose users (`shop/alice`) have a share each; those of all others share as their app."""
 
 
 class SetUser(Part, frozen=True, kw_only=True):

@@ -134,6 +134,8 @@ class JobView(Part, frozen=True, kw_only=True):
     """Those of its parents that are not done yet."""
     own_priority: int | None = None
     """What it was given, while a job that waits for it lifts it above that."""
+    hindrance: str = ""
+    """In two or three words what keeps it from running, but for those ahead, while it is ready; empty: nothing."""
 
 
 class JobFilter(Part, frozen=True, kw_only=True):
@@ -373,6 +375,10 @@ class LimitView(Part, frozen=True, kw_only=True):
     used: float = 0.0
     used_by: str = ""
     """Of a limit for each user: who has used most of it."""
+    raised: bool = False
+    """The alert of a depth or wait is raised."""
+    unknown: list[str] = []
+    """Names in it that no queue, model or worker has now, as `worker=gpu-9`."""
 
 
 class WorkerView(Part, frozen=True, kw_only=True):
@@ -405,6 +411,8 @@ class WorkerView(Part, frozen=True, kw_only=True):
     """Models loaded within the last hour."""
     lost_ms: int = 0
     """Of the last ten minutes, how much went into drains, unloads and loads."""
+    stopped: bool = False
+    """It is gone on purpose: it said so."""
 
 
 class Alias(Part, frozen=True, kw_only=True):

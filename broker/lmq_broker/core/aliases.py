@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lmq_broker.core import fields, models
+from lmq_broker.core import fields, kinds, models
 from lmq_broker.core.chronicle import Out, full, put, refuse, reply, tell
 from lmq_broker.core.records import MetaSet
 from lmq_broker.core.settings import TASKS_WITH_DEFAULT
@@ -140,7 +140,9 @@ def set_default(state: BrokerState, out: Out, session: Session, command: SetDefa
             raise BadField("task_type", task_type, ", ".join(TASKS_WITH_DEFAULT))
         if command.model and not command.reset:
             fields.check_name("model", command.model)
-            problem = unknown_model(state, (command.model,))
+            problem = unknown_model(state, (command.model,)) or kinds.wrong_kind(
+                state, task_type, (command.model,)
+            )
             if problem is not None:
                 raise problem
     except LmqError as error:

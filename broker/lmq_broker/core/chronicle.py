@@ -18,7 +18,6 @@ Out = list[Effect]
 LEDGER = "ledger/"
 """Prefix of the journal's names for what a policy keeps."""
 _RATE_WINDOW_S = 30
-_UNKNOWN_WAIT_MS = 10_000.0
 """Where nothing says when there will be room."""
 FULL = "full"
 """The trouble of a disk that takes no more records."""
@@ -146,6 +145,13 @@ def queue_named(state: BrokerState, name: str) -> Queue:
     return queue
 
 
+def queue_names(state: BrokerState) -> set[str]:
+    """Return the queues that there are: with jobs now or before, held, a task type's own, or a worker's."""
+    defaults = {each.queue for each in state.settings.task_defaults.values()}
+    of_workers = {queue for worker in state.workers.values() for queue in worker.queues}
+    return {*state.queues, *state.queue_holds, *defaults, *of_workers}
+
+
 def number_of(state: BrokerState, job_id: bytes) -> int:
     """Return a job's number, by which the journal finds it; 0 if there is no such job."""
     job = state.jobs.get(job_id)
@@ -177,7 +183,7 @@ def count_end(state: BrokerState, now: Now) -> None:
 def full(
     state: BrokerState, now: Now, limit: str, value: int, limit_value: int, *, user: str | None = None
 ) -> LimitReached:
-    """Return the refusal for a full bound, with the time until as many jobs have ended as are over it.
+    """Return the refusal for a full bound, with the time, if known, until as many jobs have ended as are over it.
 
     Args:
         state: the broker's.
@@ -187,10 +193,16 @@ def full(
         limit_value: how much there may be.
         user: whose jobs must end, empty for anybody's; None: it is not about jobs.
     """
-    over = max(1, value - limit_value + 1)
-    wait_ms = None if user is None else state.eta.ends_in_ms(over, user, now)
-    if wait_ms is None:
-        second = now.mono_ms // 1000
-        ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
-        wait_ms = over * _RATE_WINDOW_S * 1000 / ended if ended else _UNKNOWN_WAIT_MS
-    return LimitReached(limit, value, limit_value, round(min(max(wait_ms / 1000, 0.1), 600.0), 1))
+    wait_ms = None if user is None else _room_in_ms(state, max(1, value - limit_value + 1), user, now)
+    wait_s = None if wait_ms is None else round(min(max(wait_ms / 1000, 0.1), 600.0), 1)
+    return LimitReached(limit, value, limit_value, wait_s)
+
+
+def _room_in_ms(state: BrokerState, over: int, user: str, now: Now) -> float | None:
+    """Return when so many jobs have ended, as is foreseen, or as they did lately; None: nothing says so."""
+    wait_ms = state.eta.ends_in_ms(over, user, now)
+    if wait_ms is not None:
+        return wait_ms
+    second = now.mono_ms // 1000
+    ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
+    return over * _RATE_WINDOW_S * 1000 / ended if ended else None

@@ -1,6 +1,6 @@
 """Commands on jobs that exist: cancel, retry, update, delete; by id or by filter, with one outcome each."""
 
-from lmq_broker.core import fields, jobs, leases, limiting, parents, users
+from lmq_broker.core import fields, jobs, kinds, leases, parents, room, users
 from lmq_broker.core.chronicle import (
     Out,
     full,
@@ -194,6 +194,9 @@ def _act_on(
             raise WrongState(
                 short(job_id), past.state if past is not None else "", "a job that has not ended"
             )
+        misfit = kinds.wrong_kind(state, job.task_type, command.models or ())
+        if misfit is not None:
+            raise misfit
         return _update(state, out, job, command, now)
     if job is not None:
         raise WrongState(short(job_id), job.state, "a job that has ended")
@@ -227,7 +230,7 @@ def _check_room(state: BrokerState, past: StoredJob, now: Now) -> None:
     mine = state.users_open.get(past.user, 0)
     if mine >= limits.jobs_open_per_user:
         raise full(state, now, "jobs_open_per_user", mine, limits.jobs_open_per_user, user=past.user)
-    over = limiting.refused(state, past.user, past.queue, past.task_type, (1, past.payload_bytes), now)
+    over = room.refused(state, past.user, past.queue, past.task_type, (1, past.payload_bytes), now)
     if over is not None:
         raise over
 

@@ -69,20 +69,14 @@ def hindrances(state: BrokerState, job: Job, now: Now) -> Hindrances:
     return found
 
 
-def names_known(state: BrokerState, worker: Worker) -> frozenset[str]:
-    """Return every name that a model a worker ever announced answers to."""
-    known = state.known_models.get(worker.name, [])
-    return frozenset(name for model in known for name in (models.names_of(model) | {model}))
-
-
 def _serves(worker: Worker, job: Job) -> bool:
     return job.task_type in worker.task_types and (not worker.queues or job.queue in worker.queues)
 
 
 def _knows(state: BrokerState, worker: Worker, names: frozenset[str]) -> bool:
     """Tell whether a worker ever had a model for a job."""
-    ever = names_known(state, worker)
-    return not names or models.ANY in ever or not names.isdisjoint(ever)
+    ever = map(models.names_of, state.known_models.get(worker.name, ()))
+    return not names or any(models.ANY in each or not names.isdisjoint(each) for each in ever)
 
 
 def _fitting(worker: Worker, job: Job, names: frozenset[str]) -> list[Instance]:
@@ -177,13 +171,19 @@ def _why_not_here(
                 fields={"worker": worker.name, "model": worker.loading, "seconds": left_s},
             )
         ]  # fmt: skip
-    named = _named(worker, names)
-    if named:
-        able = "vectors" if named[0].kind == "embedding" else "text"
-        text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
-        return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
-    entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
-    return [] if entry is None else [_why_not_loaded(state, worker, entry.model, names, band, parts, now)]
+    on_disk = [each for each in worker.capacity.catalog if names & models.catalog_names(each)]
+    fits = next((each for each in on_disk if models.suits(each.kind, job.task_type)), None)
+    if fits is not None:
+        return [_why_not_loaded(state, worker, fits.model, names, band, parts, now)]
+    misfits = [(each.model, each.kind) for each in _named(worker, names)]
+    misfits += [(each.model, each.kind) for each in on_disk]
+    return [_wrong_kind(worker, job, *misfits[0])] if misfits else []
+
+
+def _wrong_kind(worker: Worker, job: Job, model: str, kind: str) -> Reason:
+    able = "vectors" if kind == "embedding" else "text"
+    text = f"{model} on {worker.name} makes {able} only, and this is of type {job.task_type}"
+    return Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": model})
 
 
 def _why_not_loaded(
@@ -195,9 +195,12 @@ def _why_not_loaded(
     load_s = max(1, int(load_ms) // 1000)
     loads = f"loads {model} (about {in_words(load_s * 1000)})"
     swap = parts.placing.swap_at(worker.name)
+    code = "not_loaded"
     if not worker.capacity.may_load:
+        code = "may_not_load"
         text = f"{worker.name} has {model} on disk but may not load models"
     elif again_ms > now.mono_ms:
+        code = "load_failed"
         text = (
             f"{worker.name} could not load {model}; it is tried again in {in_words(again_ms - now.mono_ms)}"
         )
@@ -213,9 +216,7 @@ def _why_not_loaded(
         text = f"{worker.name} {before}, then {loads}"
     else:
         text = f"{worker.name} {loads} next"
-    return Reason(
-        code="not_loaded", text=text, fields={"worker": worker.name, "model": model, "seconds": load_s}
-    )
+    return Reason(code=code, text=text, fields={"worker": worker.name, "model": model, "seconds": load_s})
 
 
 def _until_then(

@@ -1,11 +1,9 @@
 """Limits as commands set them: in the journal until reset; what they refuse; and the alerts of depth and wait."""
 
-from itertools import islice
-
 import msgspec
 
-from lmq_broker.core import fields
-from lmq_broker.core.chronicle import Out, full, inform, put, refuse, reply, tell
+from lmq_broker.core import aliases, fields, models, waiting
+from lmq_broker.core.chronicle import Out, inform, put, queue_names, refuse, reply, tell
 from lmq_broker.core.limits import (
     ALERTS,
     COUNTED,
@@ -15,7 +13,6 @@ from lmq_broker.core.limits import (
     Bucket,
     Limits,
     Set,
-    burst_of,
     name_of,
 )
 from lmq_broker.core.records import MetaSet
@@ -24,10 +21,9 @@ from lmq_broker.core.state import BrokerState, Session
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import in_words
 from lmq_proto import bounds
-from lmq_proto.errors import BadField, Field, LimitReached, LmqError, NotFound
+from lmq_proto.errors import BadField, Field, LmqError, NotFound
 from lmq_proto.events import Kind
 from lmq_proto.messages import Done, Limit, LimitsReply, LimitView, ListLimits, ResetLimits, SetLimit
-from lmq_proto.states import State
 
 LIMIT = "limit/"
 """Prefix of the journal's names for limits that were set by command."""
@@ -38,8 +34,6 @@ RULES = 1000
 _NAMED = ("queue", "task_type", "model", "worker", "resource")
 _ALERT_OVER = 0.8
 """An alert is over when it has fallen to this share of its value: one that trembles is told once."""
-_LOOK_AT_JOBS = 20_000
-"""Open jobs among which the oldest that is ready is looked for."""
 _VALUE_MAX = 1e12
 
 
@@ -89,13 +83,27 @@ def list_limits(state: BrokerState, out: Out, session: Session, command: ListLim
         change = state.limits.by_command.get(name)
         used, used_by = state.limits.fullest(name, limit, now.mono_ms)
         if limit.of == "wait":
-            used = float(_oldest_ms(state, limit, now))
+            used = float(waiting.oldest_ms(state, limit, now))
         views.append(LimitView(
             name=name, limit=limit, origin="file" if change is None else "command",
             by="" if change is None else change.by, since_ms=0 if change is None else change.at_ms,
             used=round(used, 3), used_by=used_by if limit.user == EACH else "",
+            raised=name in state.alerts, unknown=_unknown(state, limit),
         ))  # fmt: skip
     inform(state, out, session.peer, LimitsReply(request_id=command.request_id, limits=views))
+
+
+def _unknown(state: BrokerState, limit: Limit) -> list[str]:
+    """Return the names in a limit that nothing has now: it counts once something does, or has a typing error."""
+    found = []
+    if limit.queue and limit.queue not in queue_names(state):
+        found.append(f"queue={limit.queue}")
+    known = aliases.known_names(state) if limit.model else frozenset()
+    if limit.model and models.ANY not in known and models.normal(limit.model) not in known:
+        found.append(f"model={limit.model}")
+    if limit.worker and limit.worker not in state.workers:
+        found.append(f"worker={limit.worker}")
+    return found
 
 
 def check(limit: Limit) -> None:
@@ -131,21 +139,7 @@ def check(limit: Limit) -> None:
         raise BadField("user", limit.user, "nothing for an alert")
 
 
-# --- at submit -------------------------------------------------------------------------------------------------------
-
-
-def refused(
-    state: BrokerState, user: str, queue: str, task_type: str, adding: tuple[int, int], now: Now
-) -> LimitReached | None:
-    """Return the refusal of jobs, so many with so many bytes, that some limit has no room for."""
-    found = state.limits.full(user, queue, task_type, adding, now.mono_ms)
-    if found is None:
-        return None
-    bucket, wait_s = found
-    if bucket.limit.of in COUNTED:
-        return full(state, now, bucket.name, int(bucket.used), int(bucket.limit.value))
-    burst = int(burst_of(bucket.limit))
-    return LimitReached(bucket.name, burst, burst, round(max(wait_s, 0.1), 1))
+# --- in words --------------------------------------------------------------------------------------------------------
 
 
 def sentence_of(bucket: Bucket, now: Now, before: int = 0) -> tuple[str, dict[str, Field]]:
@@ -181,7 +175,7 @@ def watch(state: BrokerState, now: Now) -> None:
         used = (
             state.limits.fullest(name, limit, now.mono_ms)[0]
             if limit.of == "depth"
-            else float(_oldest_ms(state, limit, now))
+            else float(waiting.oldest_ms(state, limit, now))
         )
         is_raised = name in state.alerts
         if not is_raised and used >= limit.value:
@@ -194,18 +188,6 @@ def watch(state: BrokerState, now: Now) -> None:
         tell(state, now, kind, queue=limit.queue, detail={"limit": name, "value": limit.value, "now": used})
     known = {name for name, _ in state.limits.rules()}
     state.alerts &= known
-
-
-def _oldest_ms(state: BrokerState, limit: Limit, now: Now) -> int:
-    """Return for how long the first ready job that a rule names has waited."""
-    for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
-        if (
-            job.state is State.READY
-            and limit.queue in ("", job.queue)
-            and limit.task_type in ("", job.task_type)
-        ):
-            return now.mono_ms - job.ready_since_ms
-    return 0
 
 
 def empty_again(meta: dict[str, bytes], now: Now) -> list[str]:

@@ -7,7 +7,7 @@ begin at 0 with each start of the broker, as Prometheus expects.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
-from lmq_broker.core import views
+from lmq_broker.core import views, waiting
 from lmq_broker.core.chronicle import Out, inform, refuse
 from lmq_broker.core.histograms import EDGES_MS
 from lmq_broker.core.state import BrokerState, Session, Times, Worker
@@ -51,7 +51,7 @@ def _rendered(state: BrokerState, now: Now, *, users: bool) -> Iterator[str]:
 
 
 def _jobs(state: BrokerState, now: Now) -> Iterator[str]:
-    oldest = views.oldest_waits(state, now)
+    oldest = waiting.oldest_waits(state, now)
     counts: dict[tuple[str, str], int] = {}
     waits: dict[str, float] = {}
     for number, (queue_name, queue) in enumerate(state.queues.items()):

@@ -25,14 +25,13 @@ def unnumbered(name: str) -> str:
 
 def names_of(model: str, others: Iterable[str] = ()) -> frozenset[str]:
     """Return every name a job may use for a model: with and without publisher, variant, and embedding prefix."""
-    return _names_of(model, tuple(others))
+    return _names_of((model, *others))
 
 
-@lru_cache(maxsize=4096)
-def _names_of(model: str, others: tuple[str, ...]) -> frozenset[str]:
-    """Return the same; each change of the fleet asks for all that is on disk, once for each lane."""
+@lru_cache(maxsize=10_000)
+def _names_of(models: tuple[str, ...]) -> frozenset[str]:
     names = set()
-    for name in (normal(model), *(normal(other) for other in others)):
+    for name in map(normal, models):
         bare = name.partition("@")[0]
         for form in (name, bare):
             short = form.rpartition("/")[2]

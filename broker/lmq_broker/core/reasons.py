@@ -1,8 +1,10 @@
 """Why a job waits, in a sentence and in structure, and what its owner can type."""
 
+import shlex
 from collections.abc import Collection
 
 from lmq_broker.core import leases, limiting, views
+from lmq_broker.core.briefly import WORDS
 from lmq_broker.core.chronicle import Out, refuse, reply
 from lmq_broker.core.effects import Read
 from lmq_broker.core.hindrances import hindrances
@@ -105,11 +107,11 @@ def _why_open(
     told = hindrances(state, job, now)
     hints += told.hints
     reasons += [] if told.is_able else told.reasons
+    hints += [_lifting(state, each) for each in reasons if each.code == "limit"]
     if view.ahead:
         reasons += _why_behind(state, job, view.ahead, who)
-        if job.priority < bounds.PRIORITY_MAX:
+        if job.priority < bounds.PRIORITY_MAX and not any(_is_in_the_way(each) for each in reasons):
             sooner = f"lmq update {name} --priority {min(job.priority + 3, bounds.PRIORITY_MAX)}"
-            # It helps where nothing but others is in the way.
             hints.insert(0 if reasons[0].code == "ahead" else len(hints), sooner)
     if view.own_priority is not None:
         text = f"a job that waits for it lifts it from priority {view.own_priority} to {job.priority}"
@@ -144,7 +146,6 @@ def _why_held(state: BrokerState, job: Job, ahead: int, now: Now) -> tuple[list[
     limited = _why_limited(state, job, ahead, now)
     if limited is not None:
         reasons.append(limited)
-        hints.append("lmq limits")
     return reasons, hints
 
 
@@ -160,6 +161,19 @@ def _why_in_use(state: BrokerState, name: str, taken: Collection[str]) -> Reason
         return None
     fields = {"resource": name, "worker": name if worker is not None else ""}
     return Reason(code="resource", text=text, fields=dict(fields))
+
+
+def _is_in_the_way(reason: Reason) -> bool:
+    """Tell whether a reason holds whatever comes first: another priority helps nothing."""
+    return reason.code in WORDS or reason.code in ("disk", "queue_paused")
+
+
+def _lifting(state: BrokerState, reason: Reason) -> str:
+    """Return what to type to lift a limit: what a command has set is reset, the rest is shown."""
+    name = str(reason.fields["limit"])
+    if name in state.limits.by_command:
+        return f"lmq limits reset {shlex.quote(name)}"
+    return "lmq limits"
 
 
 def _why_limited(state: BrokerState, job: Job, ahead: int, now: Now) -> Reason | None:

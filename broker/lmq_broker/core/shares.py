@@ -8,6 +8,7 @@ from lmq_broker.core import users, views
 from lmq_broker.core.chronicle import Out, inform
 from lmq_broker.core.policies.base import FlowKey
 from lmq_broker.core.policies.lanes import LLM_POOL, BandShare, band_of
+from lmq_broker.core.settings import POOLED
 from lmq_broker.core.state import BrokerState, Session
 from lmq_broker.core.stimuli import Now
 from lmq_proto.messages import BandView, ListUsers, Users, UserView
@@ -49,6 +50,7 @@ def list_users(state: BrokerState, out: Out, session: Session, command: ListUser
         request_id=command.request_id, policy=state.settings.policy, has_shares=state.policy.has_shares,
         users=named, bands=_bands(state, stand),
         allowances=[each for each in users.allowances(state) if views.may_see(session, each.user)],
+        each=sorted(app for app, how in state.settings.apps.items() if how != POOLED),
     ))  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from lmq_broker.core.reads import ReadEvents, ReadText
 from lmq_broker.core.records import Past, Terms, UsageAdded
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import HostFacts
-from lmq_proto.errors import ErrorInfo
+from lmq_proto.errors import ErrorInfo, WrongKind
 from lmq_proto.events import Event
 from lmq_proto.ids import InstanceId, JobId, PeerId, UserName, WorkerName
 from lmq_proto.messages import Alias, Allowance, Capacity, DefaultModel, EventFilter, Hold, Order, Piece
@@ -194,6 +194,8 @@ class Worker(msgspec.Struct):
     """None: not connected."""
     gone_ms: int = 0
     """Monotonic time at which the connection was found gone; 0: it is there."""
+    stopped: bool = False
+    """It said that it goes, and has not come back."""
     enlist_id: int = 0
     """Request number of its last `enlist`; the same once more is a repeat of it."""
     enlisted_position: int = 0
@@ -436,6 +438,9 @@ class BrokerState(msgspec.Struct):
     alerts: set[str] = msgspec.field(default_factory=set)
     """Limits whose alert is raised."""
 
+    moves: dict[tuple[str, str], tuple[int, float | None]] = msgspec.field(default_factory=dict)
+    """(limit, user) -> when, and in how long the first of what fills it may start, as was found when it refused."""
+
     # users
     allowances: dict[str, Allowance] = msgspec.field(default_factory=dict)
     """What commands gave users."""
@@ -456,6 +461,12 @@ class BrokerState(msgspec.Struct):
     """(task type, models ..) -> the model with the largest context and its tokens; 0: one is not known."""
     contexts_version: int = -1
     """`fleet_version` that they were worked out for."""
+    kinds: dict[str, set[str]] = msgspec.field(default_factory=dict)
+    """Name of a model -> the kinds it has at all endpoints."""
+    misfits: dict[tuple[str, ...], WrongKind | None] = msgspec.field(default_factory=dict)
+    """(task type, models ..) -> how such a job is refused because of these kinds."""
+    kinds_version: int = -1
+    """`fleet_version` that both were worked out for."""
 
     # journal and events
     position: int = 0

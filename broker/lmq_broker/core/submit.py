@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lmq_broker.core import aliases, contexts, fields, jobs, limiting, parents, readers, users
+from lmq_broker.core import aliases, contexts, fields, jobs, kinds, parents, readers, room, users
 from lmq_broker.core.chronicle import (
     Out,
     channel,
@@ -177,11 +177,15 @@ def _refused(
     hold = state.queue_holds.get(queue)
     if hold is not None and hold.kind == "drain":
         return QueueDraining(queue)
-    over = limiting.refused(state, user, queue, spec.task_type, adding, now)
+    over = room.refused(state, user, queue, spec.task_type, adding, now)
     if over is not None:
         return over
     wanted = aliases.models_asked(state, spec.task_type, spec.models)
-    return aliases.unknown_model(state, wanted) or contexts.never_fits(state, spec, wanted)
+    return (
+        aliases.unknown_model(state, wanted)
+        or kinds.wrong_kind(state, spec.task_type, wanted)
+        or contexts.never_fits(state, spec, wanted)
+    )
 
 
 def _check_spec(state: BrokerState, spec: JobSpec) -> None:

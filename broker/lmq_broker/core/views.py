@@ -1,7 +1,5 @@
 """What people are shown: jobs, queues, workers, models, the broker's health. Why a job waits is in `reasons`."""
 
-from itertools import islice
-
 import msgspec
 
 from lmq_broker.core import (
@@ -13,8 +11,10 @@ from lmq_broker.core import (
     parents,
     swapcosts,
     trust,
+    waiting,
     workers,
 )
+from lmq_broker.core.briefly import Found, briefly
 from lmq_broker.core.chronicle import (
     FULL,
     Out,
@@ -22,6 +22,7 @@ from lmq_broker.core.chronicle import (
     inform,
     number_of,
     numbers_of,
+    queue_names,
     read_position,
     refuse,
     reply,
@@ -75,9 +76,6 @@ from lmq_proto.states import OPEN, State
 _QUEUE_EVERY_MS = 250
 _PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
 """What the views of one reply may take; the ids that are missing take less than the rest."""
-_LOOK_AT_JOBS = 20_000
-"""Open jobs among which the oldest of each queue is looked for: enough, and never a long step."""
-
 _STARTS_LATER = (State.DELAYED, State.BLOCKED)
 
 _pack = msgspec.msgpack.Encoder()
@@ -90,12 +88,14 @@ def may_see(session: Session, user: str) -> bool:
     return who.role in SEES_ALL or may_act_for(who.principal, who.role, who.user, user)
 
 
-def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
-    """Return an open job as people see it."""
+def of_job(state: BrokerState, job: Job, now: Now, found: Found | None = None) -> JobView:
+    """Return an open job as people see it; `found` is what the jobs of one page share."""
     lease = job.lease
     ahead = starts = done = None
+    hindrance = ""
     if job.state is State.READY:
         ahead = state.eta.ahead(state, job, now)
+        hindrance = briefly(state, job, Found() if found is None else found, now)
         starts, done = state.eta.waits(state, job, ahead, now) or (None, None)
     elif lease is not None:
         done = state.eta.runs_for(lease, now)
@@ -114,7 +114,7 @@ def of_job(state: BrokerState, job: Job, now: Now) -> JobView:
         prompt_tokens=job.prompt_tokens, output_tokens=job.output_tokens,
         labels=job.terms.labels, key=job.terms.key, session=job.terms.session, channel=channel(state, job.id),
         story=list(job.past.story), parents=list(job.terms.parents), waits_for=parents.awaited(state, job),
-        own_priority=job.past.own_priority,
+        own_priority=job.past.own_priority, hindrance=hindrance,
     )  # fmt: skip
 
 
@@ -157,13 +157,14 @@ def status_loaded(
 ) -> None:
     """Answer a status with what was read and what is open."""
     stored = {job.id: job for job in answer.jobs}
+    alike = Found()
     found = []
     missing = []
     for job_id in command.job_ids:
         past = stored.get(job_id)
         job = None if state.disk.trouble == FULL else state.jobs.get(job_id)
         if job is not None and may_see(session, job.user):
-            found.append(of_job(state, job, now))
+            found.append(of_job(state, job, now, alike))
         elif job is None and past is not None and may_see(session, past.user):
             found.append(of_stored(state, past))
         else:
@@ -201,9 +202,10 @@ def listed(
     """Answer a list; what is open is shown as it is now."""
     live = {} if state.disk.trouble == FULL else state.jobs
     views: list[JobView] = []
+    alike = Found()
     size = 0
     for job in answer.jobs:
-        view = of_job(state, state.jobs[job.id], now) if job.id in live else of_stored(state, job)
+        view = of_job(state, state.jobs[job.id], now, alike) if job.id in live else of_stored(state, job)
         size += len(_pack.encode(view))
         if views and size > _PAGE_BYTES:
             break
@@ -240,27 +242,9 @@ def payload_loaded(
 
 def queues(state: BrokerState, out: Out, session: Session, command: ListQueues, now: Now) -> None:
     """Answer with all queues."""
-    oldest = oldest_waits(state, now)
-    names = {
-        *state.queues,
-        *state.queue_holds,
-        *(each.queue for each in state.settings.task_defaults.values()),
-    }
-    for worker in state.workers.values():
-        names |= worker.queues
-    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(names)]
+    oldest = waiting.oldest_waits(state, now)
+    found = [_queue(state, name, oldest.get(name, 0)) for name in sorted(queue_names(state))]
     inform(state, out, session.peer, Queues(request_id=command.request_id, queues=found))
-
-
-def oldest_waits(state: BrokerState, now: Now) -> dict[str, int]:
-    """Return how long the oldest ready job of each queue waits, in milliseconds; queues without one are left out."""
-    oldest: dict[str, int] = {}
-    for job in islice(state.jobs.values(), _LOOK_AT_JOBS):
-        if job.state is State.READY and job.queue not in oldest:
-            oldest[job.queue] = now.mono_ms - job.ready_since_ms
-            if len(oldest) == len(state.queues):
-                break
-    return oldest
 
 
 def _queue(state: BrokerState, name: str, oldest_ms: int) -> QueueView:
@@ -292,6 +276,7 @@ def _worker(state: BrokerState, worker: Worker, now: Now) -> WorkerView:
         instances_leased={each.id: each.leased for each in worker.instances.values() if each.leased},
         hold=state.worker_holds.get(worker.name), trust=round(trust.trust_of(worker, now.mono_ms), 3),
         loads=swapcosts.loads(worker, now.mono_ms), lost_ms=swapcosts.lost_ms(worker, now.mono_ms),
+        stopped=worker.stopped,
     )  # fmt: skip
 
 

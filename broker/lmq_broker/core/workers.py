@@ -66,7 +66,7 @@ def enlist(state: BrokerState, out: Out, stimulus: Received, command: Enlist, no
              detail={"endpoint": worker.endpoint, "backend": worker.backend, "host": worker.host})  # fmt: skip
     worker.peer = peer
     worker.enlist_id = command.request_id
-    worker.gone_ms = 0
+    worker.gone_ms, worker.stopped = 0, False
     worker.heard_ms = now.mono_ms
     worker.software, worker.protocol = command.software, protocol
     worker.queues = frozenset(command.queues)
@@ -442,3 +442,4 @@ def say_bye(state: BrokerState, out: Out, worker: Worker, reason: str, now: Now)
         "worker_stopped", f"worker {worker.name} stopped: {reason or 'no reason given'}", retryable=True
     )
     part(state, out, worker, now, error, crashed=False)
+    worker.stopped = True

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmq.cli.humane import count, duration, held, size
+from lmq.cli.humane import count, duration, held, model_of, short, size, time_of_day
 
 if TYPE_CHECKING:
-    from lmq import HealthReply, JobStatus, ModelView, QueueView, WorkerView
+    from lmq import HealthReply, JobStatus, LimitView, ModelView, QueueView, WorkerView
     from lmq.cli.endpoint import Endpoint
 
 SMALL_CONTEXT_TOKENS = 4096
@@ -21,6 +21,11 @@ DISK_LOW_FACTOR = 2
 """Under so many times the floor, submits will soon be refused."""
 COMMIT_SLOW_US = 100_000
 """A disk that needs so long for one commit is worn out, or on a network."""
+TOLD_ELSEWHERE = (
+    "queue paused", "limit reached", "no worker", "no worker takes it", "workers paused", "worker gone",
+    "endpoint away", "no endpoint has it", "disk trouble",
+)  # fmt: skip
+"""Hindrances that are findings of their own, or as they should be."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -47,7 +52,9 @@ class Facts:
         queues, workers, models: as the broker lists them.
         waiting: jobs that are ready, the oldest first.
         local: what is at LM Studio's usual address on this machine.
+        limits: as the broker lists them.
         version: of this client.
+        host: this machine, as workers name theirs.
         now_ms: the wall clock here.
     """
 
@@ -61,7 +68,9 @@ class Facts:
     models: list[ModelView] = field(default_factory=list)
     waiting: list[JobStatus] = field(default_factory=list)
     local: Endpoint | None = None
+    limits: list[LimitView] = field(default_factory=list)
     version: str = ""
+    host: str = ""
     now_ms: int = 0
 
 
@@ -73,7 +82,8 @@ def diagnose(facts: Facts) -> list[Finding]:
     for look in (_second_broker, _versions, _clock, _disk, _room):
         found += look(facts, facts.health)
     for look_at in (
-        _queues, _workers, _endpoints, _instances, _missing_models, _missing_task_types, _local_endpoint
+        _queues, _alerts, _workers, _gone, _endpoints, _instances, _missing_models, _missing_task_types, _hindered,
+        _local_endpoint,
     ):  # fmt: skip
         found += look_at(facts)
     return found
@@ -168,6 +178,21 @@ def _queues(facts: Facts) -> Iterator[Finding]:
             yield Finding("advice", f"queue {queue.name} is {held(queue.hold)}; {waits}", cure)
 
 
+def _alerts(facts: Facts) -> Iterator[Finding]:
+    for view in facts.limits:
+        if not view.raised:
+            continue
+        limit = view.limit
+        if limit.of == "wait":
+            text = f"the oldest job waits {duration(view.used / 1000)}, over {duration(limit.value / 1000)}"
+        else:
+            verb = "waits" if view.used == 1 else "wait"
+            text = f"{count(int(view.used), 'job')} {verb}, over {limit.value:g}"
+        named = [("--queue", limit.queue), ("--type", limit.task_type)]
+        only = "".join(f" {option} {shlex.quote(name)}" for option, name in named if name)
+        yield Finding("fault", f"alert {view.name}: {text}", f"lmq list --state ready{only}")
+
+
 # --- workers and endpoints -------------------------------------------------------------------------------------------
 
 
@@ -190,6 +215,22 @@ def _workers(facts: Facts) -> Iterator[Finding]:
             )
         elif worker.state == "up" and not (worker.capacity and worker.capacity.breaker):
             yield Finding("ok", f"worker {worker.name} for {worker.endpoint}")
+
+
+def _gone(facts: Facts) -> Iterator[Finding]:
+    """Workers that are lost, and those that were stopped while jobs wait for them, where no other took their place."""
+    served = {worker.endpoint for worker in facts.workers if worker.state != "gone"}
+    is_missed = any(job.hindrance == "worker gone" for job in facts.waiting)
+    for worker in facts.workers:
+        if worker.state != "gone" or worker.endpoint in served or (worker.stopped and not is_missed):
+            continue
+        how = "was stopped, and jobs wait for it; last heard of" if worker.stopped else "is gone since"
+        start = f"lmq worker --endpoint {worker.endpoint}"
+        yield Finding(
+            "advice" if worker.stopped else "fault",
+            f"worker {worker.name} {how} {time_of_day(facts.now_ms - worker.heard_ms)}",
+            start if worker.host in ("", facts.host) else f"on {worker.host}: {start}",
+        )
 
 
 def _endpoints(facts: Facts) -> Iterator[Finding]:
@@ -281,6 +322,18 @@ def _missing_task_types(facts: Facts) -> Iterator[Finding]:
             f"{count(waiting, 'job')} of type {task_type} {verb}; the workers take {', '.join(sorted(taken))}",
             f"lmq cancel --type {shlex.quote(task_type)}, or start a worker that takes it",
         )
+
+
+def _hindered(facts: Facts) -> Iterator[Finding]:
+    """Jobs that something keeps from running that no other finding is about."""
+    alike: dict[tuple[str, str, str], list[JobStatus]] = {}
+    for job in facts.waiting:
+        if job.hindrance and job.hindrance not in TOLD_ELSEWHERE:
+            alike.setdefault((job.task_type, model_of(job), job.hindrance), []).append(job)
+    for (task_type, model, hindrance), jobs in alike.items():
+        verb = "waits" if len(jobs) == 1 else "wait"
+        text = f"{count(len(jobs), 'job')} of type {task_type} for {model} {verb}: {hindrance}"
+        yield Finding("fault", text, f"lmq why {short(jobs[0].id)}")
 
 
 def _local_endpoint(facts: Facts) -> Iterator[Finding]:

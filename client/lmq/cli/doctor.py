@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def gather(session: Session, endpoint: str) -> tuple[Facts, LmqError | None]:
             facts = Facts(
                 url=client.url, health=health, queues=client.queues(), workers=client.workers(), models=client.models(),
                 waiting=client.jobs(states=["ready"], limit=WAITING_LOOKED_AT, oldest_first=True), local=local,
-                version=__version__, now_ms=now_ms(),
+                limits=client.limits(), version=__version__, host=socket.gethostname(), now_ms=now_ms(),
             )  # fmt: skip
     except LmqError as error:
         upgrade = isinstance(error, UpgradeRequired)

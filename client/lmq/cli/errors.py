@@ -32,6 +32,7 @@ from lmq.errors import (
     UnknownModel,
     UpgradeRequired,
     WaitTimeout,
+    WrongKind,
     WrongState,
 )
 
@@ -68,6 +69,7 @@ _STATUSES: tuple[tuple[type[LmqError], Status], ...] = (
     (BadPayload, Status.USAGE),
     (BadConfig, Status.USAGE),
     (TooLarge, Status.USAGE),
+    (WrongKind, Status.USAGE),
     (NeverFits, Status.USAGE),
     (WrongState, Status.FAILED),
     (AttemptMoved, Status.FAILED),

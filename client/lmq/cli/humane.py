@@ -169,10 +169,13 @@ def held(hold: Hold) -> str:
     return clean(text + (f" ({hold.reason})" if hold.reason else ""))
 
 
+def place_of(status: JobStatus) -> str:
+    """Return a ready job's place in line, or what keeps it from running whatever its place is."""
+    return clean(status.hindrance) or (f"{status.ahead:,} ahead" if status.ahead else "next")
+
+
 def _waiting(status: JobStatus) -> str:
-    parts = []
-    if status.ahead is not None:
-        parts.append(f"{status.ahead:,} ahead" if status.ahead else "next")
+    parts = [place_of(status)] if status.ahead is not None else []
     if status.starts_in_s is not None:
         parts.append(when(status.starts_in_s, "starts"))
     if status.attempt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ from lmq.cli.params import MODEL, QUEUE, WORKER, parse_duration
 from lmq.cli.tables import Cell, Row, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lmq import LimitView
     from lmq.cli.session import Session
@@ -94,11 +95,24 @@ def set_command(session: Session, /, of: str, value: str, burst: float, refuse: 
     number, per_s = parse_value(of, value)
     with session.client() as client:
         changed = client.set_limit(of, number, per_s=per_s, burst=burst, refuse=refuse, **names)
+        listed = client.limits()
     name = " ".join([of, *(f"{field}={names[field]}" for field in _NAMES if names[field])])
     if session.json:
         session.emit({"limit": name, "changed": changed})
     else:
         click.echo(f"{name} is {'now ' if changed else 'already '}{value}")
+    for sentence in remarks(name, of, number, listed):
+        session.note(sentence)
+
+
+def remarks(name: str, of: str, number: float, listed: Sequence[LimitView]) -> Iterator[str]:
+    """Yield what somebody who has set a limit may not have meant."""
+    for view in listed:
+        for what in view.unknown if view.name == name else ():
+            noun, _, unknown = what.partition("=")
+            yield f"there is no {noun} {unknown} now; it counts once there is one"
+    if of == "running" and number == 0:
+        yield f"nothing that it covers starts any more; to let it again: lmq limits reset {shlex.quote(name)}"
 
 
 @command.command("reset", example="lmq limits reset 'running task_type=train'")

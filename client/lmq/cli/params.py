@@ -48,6 +48,9 @@ class Duration(_ParamType):
 
     name = "duration"
 
+    def __init__(self, *, above_0: bool = False) -> None:
+        self._above_0 = above_0
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
         if isinstance(value, float):
@@ -55,6 +58,8 @@ class Duration(_ParamType):
         seconds = parse_duration(str(value))
         if seconds is None:
             self.fail(f"{value!r} is no duration; write 90s, 10m, 3h or 2d", param, ctx)
+        if self._above_0 and not seconds:
+            self.fail("0 is no time at all; leave it out to have the default", param, ctx)
         return seconds
 
 
@@ -180,6 +185,7 @@ class Named(_ParamType):
 
 
 DURATION = Duration()
+ABOVE_0 = Duration(above_0=True)
 MOMENT = Moment()
 SINCE = Since()
 UTC_DAY = UtcDay()
@@ -292,10 +298,10 @@ def job_options(function: F) -> F:
             click.option("--key", metavar="KEY", help="The same key again is the same job."),
             click.option("--delay", type=DURATION, metavar="TIME", help="Not before so long, as 10m."),
             click.option("--at", type=MOMENT, metavar="TIME", help="Not before, as 18:00."),
-            click.option("--expires", type=DURATION, metavar="TIME", help="It must have started by then."),
-            click.option("--timeout", type=DURATION, metavar="TIME", help="Of one attempt."),
+            click.option("--expires", type=ABOVE_0, metavar="TIME", help="It must have started by then."),
+            click.option("--timeout", type=ABOVE_0, metavar="TIME", help="Of one attempt."),
             click.option("--failures", type=click.IntRange(1, 100), help="So many, and it is dead."),
-            click.option("--keep", type=DURATION, metavar="TIME", help="How long its result stays."),
+            click.option("--keep", type=ABOVE_0, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
             click.option(
                 "--uses",

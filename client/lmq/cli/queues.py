@@ -25,6 +25,7 @@ lmq queues
 lmq queues pause training --for 3h --reason "new data comes"
 """
 JOBS_SHOWN = 20
+QUEUES_NAMED = 5
 
 
 @cli.noun("queues", example=EXAMPLE)
@@ -70,8 +71,10 @@ def show_command(session: Session, name: str) -> None:
 def pause_command(session: Session, name: str, for_s: float | None, reason: str) -> None:
     """Let nothing of a queue start; what runs goes on."""
     with session.client() as client:
+        known = [queue.name for queue in client.queues()]
         changed = client.pause(queue=name, for_s=for_s, reason=reason)
     tell(session, name, f"paused{for_words(for_s)}", changed, otherwise="was paused already")
+    _note_new(session, name, known)
 
 
 @command.command("resume", example="lmq queues resume training")
@@ -91,8 +94,16 @@ def resume_command(session: Session, name: str) -> None:
 def drain_command(session: Session, name: str, reason: str) -> None:
     """Let a queue finish what it holds and take no more."""
     with session.client() as client:
+        known = [queue.name for queue in client.queues()]
         changed = client.drain(queue=name, reason=reason)
     tell(session, name, "drains: it takes no more jobs", changed, otherwise="drained already")
+    _note_new(session, name, known)
+
+
+def _note_new(session: Session, name: str, known: Sequence[str]) -> None:
+    """Say that a queue is held that nobody has named before: it may be a typing error."""
+    if name not in known:
+        session.note(f"there was no queue {name}; there are: {', '.join(known[:QUEUES_NAMED]) or 'none'}")
 
 
 def queue_table(found: Sequence[QueueView]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -58,19 +59,24 @@ def show_command(session: Session, name: str) -> None:
     """Show one user: weight, ceiling, share in each band, jobs."""
     with session.client() as client:
         found = client.users()
-        rows = [row for row in found.users if row.user == name]
+        shares_as = share_of(found, name)
+        rows = [row for row in found.users if row.user == shares_as]
         given = next((each for each in found.allowances if each.user == name), None)
         states = ["leased", "ready", "asking", "delayed", "blocked"]
         jobs = client.jobs(user=name, states=states, limit=JOBS_SHOWN, oldest_first=True)
-    if not rows and given is None and not jobs:
+    if not rows and given is None and not jobs and shares_as == name:
         raise NotFound("user", name, sorted({row.user for row in found.users if row.user})[:3])
     if session.json:
         told = {"users": rows, "allowance": given, "jobs": jobs}
         session.emit({what: cli.jsonable(value) for what, value in told.items()})
         return
-    click.echo(f"{name}   {given_words(given)}")
+    if shares_as == name:
+        click.echo(f"{name}   {given_words(given)}")
+    else:
+        ceiling = "" if given is None or given.ceiling is None else f"   ceiling {given.ceiling}"
+        click.echo(f"{name} shares as {shares_as}{ceiling}")
     if rows:
-        session.lines(["", *user_table(rows, [given] if given else [])])
+        session.lines(["", *user_table(rows, [given] if given and shares_as == name else [])])
     if jobs:
         session.lines(["", *job_table(jobs)])
 
@@ -91,9 +97,15 @@ def set_command(session: Session, name: str, weight: float | None, ceiling: int 
         raise click.UsageError(f"say what to give, as: lmq users set {name} --weight 2")
     with session.client() as client:
         changed = client.set_user(name, weight=weight, ceiling=ceiling)
+        shares_as = share_of(client.users(), name) if "/" in name and weight is not None else name
     given = [f"weight {weight:g}"] if weight is not None else []
     given += [f"ceiling {ceiling}"] if ceiling is not None else []
     tell(session, name, f"has {' and '.join(given)}", changed, otherwise="had that already")
+    if shares_as != name:
+        session.note(
+            f"{name} shares as {shares_as}: its own weight does not count; "
+            f"type: lmq users set {shlex.quote(shares_as)} --weight {weight:g}"
+        )
 
 
 @command.command("reset", example="lmq users reset anna")
@@ -104,6 +116,12 @@ def reset_command(session: Session, name: str) -> None:
     with session.client() as client:
         changed = client.reset_user(name)
     tell(session, name, "is as the configuration says", changed, otherwise="was as the configuration says")
+
+
+def share_of(found: Users, user: str) -> str:
+    """Return in whose name a user has its share: that of its app, unless each of the app's users has one."""
+    app, is_of_app, _ = user.partition("/")
+    return app if is_of_app and found.has_shares and app not in found.each else user
 
 
 def name_of(row: UserView) -> str:

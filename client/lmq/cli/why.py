@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmq.cli import session as cli
 from lmq.cli.errors import clean
-from lmq.cli.humane import duration, model_of, now_ms, short, when, where
+from lmq.cli.humane import duration, model_of, now_ms, place_of, short, when, where
 from lmq.cli.params import job_argument, job_ids
 from lmq.cli.tables import WIDTH, width_of
 
@@ -59,7 +59,7 @@ def situation(job: JobStatus) -> str:
         return f"running, {where(job)}"
     parts = [f"waiting {duration((now_ms() - job.created_at_ms) / 1000)}"]
     if job.ahead is not None:
-        parts.append(f"{job.ahead:,} ahead" if job.ahead else "next")
+        parts.append(place_of(job))
     if job.starts_in_s is not None:
         parts.append(when(job.starts_in_s, "starts"))
     if job.done_in_s is not None:

@@ -300,7 +300,7 @@ def test_the_largest_of_all_that_would_do_counts(models: list[str]) -> None:
     ("fields", "instances"),
     [
         ({"prompt_tokens": 0, "output_tokens": 9999}, []),
-        ({"prompt_tokens": 9999, "task_type": "embed"}, []),
+        ({"prompt_tokens": 9999, "task_type": "embed", "models": []}, []),
         ({"prompt_tokens": 9999, "task_type": "train"}, []),
         ({"prompt_tokens": 9999}, [loaded("m1", context_tokens=0)]),
         ({"prompt_tokens": 9999}, [instance("any")]),

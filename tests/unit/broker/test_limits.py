@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lmq_broker.core import eta
+from lmq_broker.core import eta, room
 from lmq_broker.core.effects import WakeAt
 from lmq_broker.core.floors import counts
 from lmq_broker.core.limits import Bucket, Limits
@@ -22,6 +22,7 @@ from lmq_proto.messages import (
     Limit,
     LimitsReply,
     ListLimits,
+    Pause,
     ResetLimits,
     SetLimit,
     Status,
@@ -50,6 +51,9 @@ from unit.broker.builders import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lmq_proto.messages import Enlist
     from unit.broker.builders import Broker, Planned
 
 
@@ -128,7 +132,10 @@ def test_a_worker_and_a_model_have_limits() -> None:
 
 def test_what_waits_has_a_bound_and_the_refusal_names_it() -> None:
     settings = limited(Limit(of="queued", value=2, user="*"))
-    broker = a_broker(clients=["ann", "tom"], settings=settings)
+    broker = a_broker(clients=["ann", "tom"], workers=[idle("w1")], settings=settings)
+    broker.submit("tom", spec("x"))
+    broker.turn()
+    broker.reports("w1", "x", "complete")
     told = [each.outcome for each in outcomes(broker.submit("ann", spec("a"), spec("b"), spec("c")))]
     assert told == ["accepted", "accepted", "refused"]
     refused = outcomes(broker.submit("ann", spec("d")))[0].error
@@ -138,6 +145,58 @@ def test_what_waits_has_a_bound_and_the_refusal_names_it() -> None:
     assert (refused.fields["value"], refused.fields["limit_value"]) == (2, 2)
     assert float(str(refused.fields["retry_after_s"])) > 0
     assert outcomes(broker.submit("tom", spec("e")))[0].outcome == "accepted"
+
+
+def again_in(broker: Broker) -> object:
+    """Return when a refused job may be submitted again."""
+    refused = outcomes(broker.submit("ann", spec("z")))[0].error
+    assert refused is not None
+    return refused.fields["retry_after_s"]
+
+
+def full_of(*jobs: Planned, workers: Sequence[Enlist] = ()) -> Broker:
+    return a_broker(jobs=jobs, workers=workers, settings=limited(Limit(of="queued", value=len(jobs))))
+
+
+def test_a_limit_that_delayed_jobs_fill_has_room_when_the_first_is_due() -> None:
+    broker = full_of(ready("a", delay_ms=3_600_000), ready("b", delay_ms=1_800_000), workers=[idle("w1")])
+    assert again_in(broker) == 1800.0
+
+
+def test_what_a_pause_holds_is_not_said_to_go_soon() -> None:
+    broker = full_of(ready("a"), ready("b"), workers=[idle("w1")])
+    broker.says("ann", Pause(request_id=5, noun="queue", name="default"))
+    assert again_in(broker) is None
+    refused = outcomes(broker.submit("ann", spec("y")))[0].error
+    assert refused is not None
+    assert refused.message.endswith("until when is not known")
+
+
+def test_what_waits_for_a_worker_is_not_said_to_go_soon_until_one_comes() -> None:
+    broker = full_of(ready("a"), ready("b", delay_ms=60_000))
+    assert again_in(broker) == 60.0, "a worker may have come for the second by then"
+    broker.worker(idle("w1"))
+    broker.turn(1000)
+    broker.reports("w1", "a", "complete")
+    broker.submit("ann", spec("c"))
+    assert again_in(broker) == 30.0, "as fast as jobs end"
+
+
+def test_a_flood_of_refusals_looks_at_the_jobs_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    look = room._look
+
+    def counted(*given: Any) -> Any:
+        looked.append(given)
+        return look(*given)
+
+    monkeypatch.setattr(room, "_look", counted)
+    broker = full_of(ready("a", delay_ms=60_000))
+    broker.submit("ann", *(spec(f"x{number}") for number in range(50)))
+    assert len(looked) == 1
+    broker.turn(1000)
+    again_in(broker)
+    assert len(looked) == 2
 
 
 def test_what_runs_waits_no_more_and_what_comes_back_waits_again() -> None:
@@ -244,6 +303,19 @@ def test_minus_one_lifts_a_limit_of_the_file() -> None:
     assert names(broker) == ["t0", "t1", "t2"]
 
 
+def test_a_limit_says_which_of_its_names_nothing_has() -> None:
+    broker = a_broker(
+        workers=[idle("w1", instances=[instance(model="pub/m1", kind="llm")], queues=["q"])], clients=["ann"]
+    )
+    for names in (
+        {"worker": "w1", "model": "m1", "queue": "q"}, {"worker": "w9"}, {"model": "m9"}, {"queue": "r"},
+        {"queue": "default"}, {"user": "zoe"},
+    ):  # fmt: skip
+        sets(broker, "running", 1, **names)
+    found = sent(broker.says("ann", ListLimits(request_id=5)), "ann", LimitsReply)[0].limits
+    assert [each.unknown for each in found if each.unknown] == [["model=m9"], ["queue=r"], ["worker=w9"]]
+
+
 def test_limits_are_listed_with_what_is_used_of_them() -> None:
     settings = limited(Limit(of="running", value=4, user="*"), Limit(of="queued", value=100))
     broker = a_broker(jobs=[running("a"), running("b"), ready("c"), running("t", user="tom")],
@@ -334,6 +406,8 @@ def test_a_wait_that_grows_too_long_is_told() -> None:
     broker = a_broker(jobs=[ready("a")], settings=limited(Limit(of="wait", value=5000)))
     broker.pass_time(6000, hearing=["ann"])
     assert broker.last_event("alert_raised").detail["limit"] == "wait"
+    listed = sent(broker.says("ann", ListLimits(request_id=4)), "ann", LimitsReply)[0].limits
+    assert [(view.used, view.raised) for view in listed] == [(6000.0, True)]
 
 
 # --- named resources --------------------------------------------------------------------------------------------------

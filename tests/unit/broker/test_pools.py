@@ -108,6 +108,11 @@ def test_who_is_first_in_turn_rides_though_another_with_as_many_turns_came_befor
     assert broker.at("w1").busy == 1
 
 
+def test_the_apps_whose_users_have_a_share_each_are_told() -> None:
+    broker = a_broker(clients=["ann"], settings=Settings(apps={"shop": "each", "web": "pooled"}))
+    assert sent(broker.says("ann", ListUsers(request_id=5)), "ann", Users)[0].each == ["shop"]
+
+
 def test_how_users_of_an_app_stand_is_one_row() -> None:
     broker = a_broker(jobs=many("tom", 1), settings=FAIR)
     for_users(broker, ("a0", "shop/alice"), ("b0", "shop/bob"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lmq_broker.core.settings import Settings
 from lmq_broker.core.stimuli import DiskChanged
-from lmq_proto.messages import Why, WhyReply
-from unit.broker.builders import a_broker, idle, instance, job_id, ready, running, sent, spec
+from lmq_proto.messages import Limit, Pause, SetLimit, Why, WhyReply
+from unit.broker.builders import a_broker, idle, instance, job_id, on_disk, ready, running, sent, spec
 from unit.broker.test_blfq import one_model_at_a_time
 from unit.broker.test_outlook import asks, chats, engine, settings
 
@@ -108,3 +110,61 @@ def test_a_suspect_is_told_that_it_runs_alone() -> None:
     broker.reports("w1", "x", "crash", shared=True)
     broker.turn()
     assert "alone" in reasons(broker, "x")
+
+
+# --- what is typed against it -----------------------------------------------------------------------------------------
+
+
+def hints(broker: Broker, name: str) -> list[str]:
+    return sent(broker.says("ann", Why(request_id=5, job_id=job_id(name))), "ann", WhyReply)[0].hints
+
+
+def is_hurried(broker: Broker, name: str) -> bool:
+    return any("--priority" in hint for hint in hints(broker, name))
+
+
+def test_another_priority_is_hinted_at_where_others_are_all_that_is_in_the_way() -> None:
+    broker = a_broker(jobs=[running("x"), ready("a"), ready("b")], workers=[idle("w1")])
+    assert is_hurried(broker, "b")
+    broker.says("ann", Pause(request_id=4, noun="worker", name="w1"))
+    assert not is_hurried(broker, "b")
+    assert hints(broker, "b")[0] == "lmq workers resume w1"
+
+
+@pytest.mark.parametrize("noun", ["worker", "queue"])
+def test_nobody_is_told_to_hurry_what_is_paused(noun: str) -> None:
+    broker = a_broker(jobs=[ready("a"), ready("b")], workers=[idle("w1")])
+    broker.says("ann", Pause(request_id=4, noun=noun, name="w1" if noun == "worker" else "default"))
+    assert not is_hurried(broker, "b")
+
+
+def test_nobody_is_told_to_hurry_what_no_worker_takes() -> None:
+    broker = a_broker(jobs=[ready(name, task_type="paint") for name in "ab"], workers=[idle("w1")])
+    assert not is_hurried(broker, "b")
+
+
+def test_a_model_that_is_loaded_for_others_first_may_be_hurried() -> None:
+    worker = idle("w1", instances=[], catalog=on_disk("m1"), may_load=True)
+    broker = a_broker(jobs=[ready(name, task_type="chat", models=["m1"]) for name in "ab"], workers=[worker])
+    assert is_hurried(broker, "b")
+
+
+def test_a_limit_that_was_set_is_told_with_how_to_reset_it() -> None:
+    broker = a_broker(jobs=[running("x"), ready("a"), ready("b")], workers=[idle("w1", slots=3)])
+    broker.says("ann", SetLimit(request_id=4, limit=Limit(of="running", value=1, user="*")))
+    assert hints(broker, "b")[0] == "lmq limits reset 'running user=*'"
+    assert not is_hurried(broker, "b")
+
+
+def test_a_limit_of_the_file_is_shown() -> None:
+    broker = a_broker(
+        jobs=[running("x"), ready("a")], workers=[idle("w1", slots=3)],
+        settings=Settings(limits=(Limit(of="running", value=1),)),
+    )  # fmt: skip
+    assert hints(broker, "a")[0] == "lmq limits"
+
+
+def test_a_limit_of_a_place_is_told_with_how_to_reset_it() -> None:
+    broker = a_broker(jobs=[ready("a", **asks())], workers=[engine()], settings=settings())
+    broker.says("ann", SetLimit(request_id=4, limit=Limit(of="running", value=0, worker="w1")))
+    assert "lmq limits reset 'running worker=w1'" in hints(broker, "a")

@@ -385,9 +385,15 @@ def test_a_model_whose_endpoint_fails_is_not_said_to_be_nowhere() -> None:
 
 def test_a_model_of_another_kind_is_why() -> None:
     job = ready("a", task_type="chat", models=["vec"])
-    broker = a_broker(
-        jobs=[job], workers=[idle("w1", instances=[instance("i", model="vec", kind="embedding")])]
-    )
+    broker = a_broker(jobs=[job])
+    broker.worker(idle("w1", instances=[instance("i", model="vec", kind="embedding")]))
+    assert codes(broker, "a") == ["wrong_kind"]
+
+
+def test_no_load_is_foretold_of_a_model_of_another_kind() -> None:
+    job = ready("a", task_type="chat", models=["vec"])
+    broker = a_broker(jobs=[job])
+    broker.worker(idle("w1", instances=[], catalog=on_disk("vec", kind="embedding"), may_load=True))
     assert codes(broker, "a") == ["wrong_kind"]
 
 

@@ -15,11 +15,13 @@ from lmq_proto.messages import (
     ErrorReply,
     Hello,
     InstanceInfo,
+    ListWorkers,
     LoadEnded,
     LoadModel,
     Stop,
     UnloadModel,
     Welcome,
+    Workers,
     WorkerState,
 )
 from lmq_proto.states import State
@@ -267,6 +269,21 @@ def test_a_worker_that_says_bye_blames_nobody() -> None:
         assert (job.state, job.failures, job.past.suspect) == (State.READY, 0, False)
     broker.turn()
     assert "shutdown" in str(broker.last_event("worker_down").detail["error"])
+
+
+def test_a_worker_that_was_stopped_is_told_from_one_that_is_lost() -> None:
+    broker = a_broker(workers=[idle("w1"), idle("w2")], clients=["ann"])
+
+    def stopped() -> list[tuple[str, bool]]:
+        found = sent(broker.says("ann", ListWorkers(request_id=4)), "ann", Workers)[0].workers
+        return [(worker.state, worker.stopped) for worker in found]
+
+    broker.says("w1", Bye(reason="shutdown"))
+    broker.breaks("w2")
+    broker.pass_time(7000, hearing=["ann"])
+    assert stopped() == [("gone", True), ("gone", False)]
+    broker.worker(idle("w1"))
+    assert stopped()[0] == ("up", False)
 
 
 def test_what_was_stopping_at_a_dead_worker_holds_nothing_up() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from lmq import InstanceInfo, ModelView, QueueView, WorkerView
-from lmq.cli.diagnosis import Facts, Finding, diagnose
+from lmq import InstanceInfo, LimitView, ModelView, QueueView, WorkerView
+from lmq.cli import humane
+from lmq.cli.diagnosis import TOLD_ELSEWHERE, Facts, Finding, diagnose
 from lmq.cli.endpoint import Endpoint
-from lmq_proto.messages import Breaker, Capacity, Hold
+from lmq_broker.core import briefly
+from lmq_proto.messages import Breaker, Capacity, Hold, Limit
 from unit.cli.fakes import FakeBroker, NoBroker, a_job, health, run
 
 URL = "tcp://127.0.0.1:7766"
@@ -207,6 +209,58 @@ def test_the_command_looks_for_a_second_broker_at_the_usual_addresses(
 
     ended = CliRunner().invoke(root, ["doctor", "--endpoint", NOWHERE], obj=Session(connect=connect))
     assert f"a second broker answers at {URL}" in ended.stdout.replace("\n        ", " ")
+
+
+def test_a_worker_that_is_gone_is_a_fault_with_how_to_start_it_again() -> None:
+    now_ms = 1_800_000_000_000
+    gone = a_worker(name="vm-1", endpoint="http://gpu:1234", state="gone", heard_ms=60_000)
+    found = only(replace(WELL, workers=[a_worker(), gone], health=health(wall_ms=now_ms), now_ms=now_ms))
+    assert (found.level, found.cure) == ("fault", "on box: lmq worker --endpoint http://gpu:1234")
+    assert found.text == f"worker vm-1 is gone since {humane.time_of_day(now_ms - 60_000)}"
+    here = replace(WELL, workers=[a_worker(), gone], host="box")
+    assert only(here).cure == "lmq worker --endpoint http://gpu:1234"
+
+
+def test_a_worker_whose_endpoint_another_serves_is_no_fault() -> None:
+    assert wrong(replace(WELL, workers=[a_worker(), a_worker(name="old", state="gone")])) == []
+
+
+def test_a_worker_that_was_stopped_is_told_of_only_while_jobs_wait_for_it() -> None:
+    stopped = a_worker(name="vm-1", endpoint="http://gpu:1234", state="gone", stopped=True)
+    facts = replace(WELL, workers=[a_worker(), stopped])
+    assert wrong(facts) == []
+    found = only(replace(facts, waiting=[a_job(hindrance="worker gone")]))
+    assert (found.level, "was stopped, and jobs wait for it" in found.text) == ("advice", True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "text", "cure"),
+    [
+        (Limit(of="depth", value=3, queue="mail"), 12.0, "alert depth queue=mail: 12 jobs wait, over 3",
+         "lmq list --state ready --queue mail"),
+        (Limit(of="wait", value=3000), 8000.0, "alert wait: the oldest job waits 8 s, over 3 s",
+         "lmq list --state ready"),
+    ],
+)  # fmt: skip
+def test_an_alert_that_is_raised(limit: Limit, used: float, text: str, cure: str) -> None:
+    name = "depth queue=mail" if limit.queue else "wait"
+    view = LimitView(name=name, limit=limit, origin="command", used=used, raised=True)
+    assert only(replace(WELL, limits=[view])) == Finding("fault", text, cure)
+    assert wrong(replace(WELL, limits=[msgspec.structs.replace(view, raised=False)])) == []
+
+
+def test_jobs_whose_model_cannot_do_it_or_does_not_load() -> None:
+    jobs = [a_job(models=["qwen3-8b"], task_type="embed", hindrance="wrong kind of model") for _ in range(2)]
+    told = a_worker(task_types=["chat", "embed"])
+    found = only(
+        replace(WELL, workers=[told], waiting=[*jobs, a_job(models=["qwen3-8b"], hindrance="limit reached")])
+    )
+    assert (found.level, found.cure) == ("fault", f"lmq why {jobs[0].id[-6:]}")
+    assert found.text == "2 jobs of type embed for qwen3-8b wait: wrong kind of model"
+
+
+def test_what_other_findings_tell_are_hindrances_that_there_are() -> None:
+    assert set(TOLD_ELSEWHERE) <= {*briefly.WORDS.values(), "queue paused", "disk trouble"}
 
 
 def test_a_task_type_that_no_worker_takes() -> None:

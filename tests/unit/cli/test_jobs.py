@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, Restart
+from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, QueueView, Restart
 from lmq.cli.errors import Status, sentence_of, status_of
 from lmq.errors import (
     BadField,
@@ -364,3 +364,18 @@ def test_a_backup_is_restored_to_the_folder_it_came_from_by_the_account_it_belon
     assert f"sudo -u lmq lmq restore '/srv/a copy.sqlite3' --data {tmp_path}" in ended.stdout
     monkeypatch.setattr("lmq.config.account_name", lambda: "lmq")
     assert f"to use it: lmq restore /srv/x --data {tmp_path}" in run(FakeBroker(), "backup", "/srv/x").stdout
+
+
+@pytest.mark.parametrize("verb", ["pause", "drain"])
+def test_a_queue_that_nobody_has_named_is_held_and_that_is_said(verb: str) -> None:
+    broker = FakeBroker(all_queues=[QueueView(name="night")])
+    ended = run(broker, "queues", verb, "nihgt")
+    assert (ended.exit_code, broker.did[0][0]) == (0, verb)
+    assert ended.stderr.strip() == "there was no queue nihgt; there are: night"
+    assert run(broker, "queues", verb, "night").stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--keep", "--expires"])
+def test_no_time_at_all_is_not_taken_for_the_default(option: str) -> None:
+    ended = run(FakeBroker(), "chat", "hi", option, "0")
+    assert (ended.exit_code, "0 is no time at all" in ended.stderr) == (2, True)

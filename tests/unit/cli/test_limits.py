@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import msgspec
 import pytest
 
 from lmq.cli.limits import parse_value
@@ -56,6 +57,25 @@ def test_the_table_shows_use_and_origin() -> None:
 
 def test_no_limit_says_how_to_set_one() -> None:
     assert "lmq limits set" in run(FakeBroker(), "limits").stderr
+
+
+def test_a_limit_on_what_is_not_there_is_set_and_that_is_said() -> None:
+    name = "running worker=gpu-9"
+    listed = msgspec.structs.replace(
+        view(name, of="running", value=1, worker="gpu-9"), unknown=["worker=gpu-9"]
+    )
+    broker = FakeBroker(all_limits=[listed])
+    ended = run(broker, "limits", "set", "running", "1", "--worker", "gpu-9")
+    assert (ended.exit_code, broker.did[0][0]) == (0, "set_limit")
+    assert ended.stderr.strip() == "there is no worker gpu-9 now; it counts once there is one"
+    assert run(broker, "limits", "set", "running", "1").stderr == ""
+
+
+def test_a_limit_of_0_is_said_to_stop_all_it_covers() -> None:
+    ended = run(FakeBroker(), "limits", "set", "running", "0", "--type", "train")
+    assert "nothing that it covers starts any more" in ended.stderr
+    assert "lmq limits reset 'running task_type=train'" in ended.stderr
+    assert run(FakeBroker(), "limits", "set", "queued", "0").stderr == ""
 
 
 def test_a_name_may_come_unquoted() -> None:

@@ -137,6 +137,8 @@ def test_a_job_is_shown_with_its_parents_and_its_own_priority() -> None:
 def test_where_a_job_is() -> None:
     assert humane.where(a_job(ahead=2, starts_in_s=(20.0, 50.0))) == "2 ahead, starts in 20-50 s"
     assert humane.where(a_job(ahead=0)) == "next"
+    assert humane.where(a_job(ahead=0, hindrance="queue paused")) == "queue paused"
+    assert humane.where(a_job(ahead=9, hindrance="endpoint away")) == "endpoint away"
     running = a_job(state="leased", phase="writing", tokens=120, tokens_per_s=43.2)
     assert humane.where(running) == "writing, 120 tokens, 43/s"
     running = a_job(state="leased", phase="reading", done_in_s=(12.0, 31.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from lmq import Allowance, Outcome, Users, UserView
@@ -73,6 +74,31 @@ def test_one_user_is_shown_with_its_jobs() -> None:
     assert "weight 2, ceiling 6   (by the configuration)" in shown
     assert ID_A[-6:] in shown
     assert json.loads(run(broker, "users", "show", "anna", "--json").stdout)["allowance"]["ceiling"] == 6
+
+
+def test_a_user_of_an_app_that_shares_as_one_is_shown_with_the_share_of_the_app() -> None:
+    broker = broker_with(
+        a_row("shop", weight=3.0, running=1), allowances=(Allowance(user="shop/alice", ceiling=4),)
+    )
+    lines = run(broker, "users", "show", "shop/alice").stdout.splitlines()
+    assert lines[0] == "shop/alice shares as shop   ceiling 4"
+    assert lines[3].split()[:3] == ["normal", "shop", "3"]
+    assert run(broker_with(), "users", "show", "shop/bob").stdout.strip() == "shop/bob shares as shop"
+
+
+def test_a_weight_that_does_not_count_is_said_to() -> None:
+    ended = run(broker_with(), "users", "set", "shop/alice", "--weight", "3")
+    assert "shop/alice shares as shop: its own weight does not count" in ended.stderr
+    assert "lmq users set shop --weight 3" in ended.stderr
+    assert "shares as" not in run(broker_with(), "users", "set", "shop/alice", "--ceiling", "3").stderr
+
+
+def test_a_user_of_an_app_whose_users_have_a_share_each_is_like_any_other() -> None:
+    broker = broker_with(a_row("shop/alice", weight=3.0, running=1))
+    broker.all_users = msgspec.structs.replace(broker.all_users, each=["shop"])
+    assert "shares as" not in run(broker, "users", "show", "shop/alice").stdout
+    assert "shares as" not in run(broker, "users", "set", "shop/alice", "--weight", "3").stderr
+    assert run(broker, "users", "show", "shop/bob").exit_code == 3
 
 
 def test_a_user_that_nobody_knows_is_not_found() -> None:

@@ -27,6 +27,7 @@ from lmq_proto.errors import (
     TooLarge,
     UnknownModel,
     UpgradeRequired,
+    WrongKind,
     WrongState,
     from_info,
 )
@@ -43,6 +44,7 @@ EACH = [
     LimitReached("jobs_open", 10, 10, 2.5),
     QueueDraining("training"),
     UnknownModel("qwen4", ["qwen3"]),
+    WrongKind("qwen3-8b", "embed", "text", ["nomic"]),
     NeverFits("qwen3-8b", 9000, 8192),
     MayNotLoad("gpu-1"),
     NoRoom("qwen3-8b", "gpu-1", 1, ["llama-8b"]),

@@ -150,7 +150,7 @@ def test_the_table_of_reasons_has_each_code() -> None:
     told = {code for row in table_with("Code", "The job", "Fields") for code in words(row[0])}
     source = inspect.getsource(reasons) + inspect.getsource(hindrances)
     ends = {State.DONE, State.DEAD, State.CANCELLED, State.EXPIRED}
-    assert told == set(re.findall(r'code="(\w+)"', source)) | ends
+    assert told == set(re.findall(r'\bcode ?= ?"(\w+)"', source)) | ends
 
 
 def test_the_table_of_topics_has_each_message_of_the_pub_socket() -> None:

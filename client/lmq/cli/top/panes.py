@@ -302,12 +302,19 @@ def _waiting(view: View, sort: str) -> Table:
         Row(f"job/{job.id}",
             ((short(job.id), ""), (one_line(job.user), ""), (one_line(job.task_type), ""), (model_of(job), ""),
              (str(job.priority), ""), (duration(max(0, now_ms - job.created_at_ms) / 1000), ""),
-             ("" if job.ahead is None else f"{job.ahead:,}" if job.ahead else "next", ""), _start(job)),
+             (_ahead(job), ""), _start(job)),
             job=job)
         for job in _sorted(view.waiting, order[sort])
     ]  # fmt: skip
     title = _titled(_counted("WAITING", len(rows), view.waiting_count, view.user), Pane.WAITING, sort)
     return Table(title, _WAITING_COLUMNS, rows, "nothing waits")
+
+
+def _ahead(job: JobStatus) -> str:
+    """Return how many come before a job; none do of the next, unless something else keeps it from running."""
+    if job.ahead is None or (not job.ahead and job.hindrance):
+        return ""
+    return f"{job.ahead:,}" if job.ahead else "next"
 
 
 def _start(job: JobStatus) -> Cell:
@@ -316,10 +323,11 @@ def _start(job: JobStatus) -> Cell:
         return "asks a person", STATE_COLORS["asking"]
     if job.state != "ready":
         return where(job) or job.state, STATE_COLORS.get(job.state, "")
-    parts = [span(job.starts_in_s)] if job.starts_in_s is not None else []
+    parts = [one_line(job.hindrance)] if job.hindrance else []
+    parts += [span(job.starts_in_s)] if job.starts_in_s is not None else []
     parts += [f"after attempt {job.attempt}"] if job.attempt else []
     parts += ["suspect: runs alone"] if job.suspect else []
-    return ", ".join(parts), ""
+    return ", ".join(parts), "yellow" if job.hindrance else ""
 
 
 def _sorted(jobs: Sequence[JobStatus], key: Callable[[JobStatus], tuple[object, ...]]) -> list[JobStatus]:

@@ -16,6 +16,7 @@ from lmq.cli.top.panes import Pane
 from lmq_proto.messages import Breaker, Hold
 from unit.cli.fakes import health
 from unit.cli.top.scenes import (
+    FIRST,
     NOW_MS,
     a_model,
     a_user,
@@ -168,6 +169,13 @@ def test_waiting_jobs_say_who_is_ahead_and_when_they_start() -> None:
     model = a_model(a_view(waiting=jobs))
     assert line_with(model, "JWWWW1", 80).split()[-3:] == ["2", "20-50", "s"]
     assert "asks a person" in line_with(model, "JWWWW9", 80)
+
+
+def test_a_waiting_job_that_something_keeps_from_running_says_what_and_not_next() -> None:
+    model = a_model(a_view(waiting=[waiting(ahead=0, hindrance="queue paused")]))
+    line = line_with(model, FIRST[-6:])
+    assert "queue paused" in line
+    assert "next" not in line
 
 
 def test_a_title_says_how_many_there_are_where_not_all_are_shown() -> None:
