@@ -252,27 +252,55 @@ def test_a_refused_act_says_why_and_ends_with_its_status() -> None:
     assert "job JZ6EB6 is done; this needs an open job" in ended.stderr
 
 
-def test_update_tells_changes_from_filters() -> None:
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("--user", "anna", "--state", "ready"),
+        ("--where", "user=anna", "--state", "ready"),
+        ("--where", "user=anna", "--where", "state=ready"),
+    ],
+)
+def test_update_tells_changes_from_filters(filters: tuple[str, ...]) -> None:
     broker = FakeBroker(found=[a_job()], outcomes=[Outcome(ID_A, "changed")])
-    ended = run(
-        broker,
-        "-y",
-        "update",
-        "--where",
-        "user=anna",
-        "--where",
-        "state=ready",
-        "--queue",
-        "night",
-        "-p",
-        "2",
-    )
+    ended = run(broker, "-y", "update", *filters, "--queue", "night", "-p", "2")
     assert ended.exit_code == 0, ended.output
     assert broker.did[-1] == (
         "update", (), {"match": {"user": "anna", "states": ["ready"]}, "priority": 2, "queue": "night"}
     )  # fmt: skip
-    assert run(broker, "update", ID_A).exit_code == 2
-    assert run(broker, "update", ID_A, "--where", "colour=red", "-p", "2").exit_code == 2
+
+
+def test_update_filters_by_what_it_also_changes() -> None:
+    broker = FakeBroker(found=[a_job()], outcomes=[Outcome(ID_A, "changed")])
+    ended = run(
+        broker, "-y", "update", "--where", "queue=night", "--where", "label=chat=42", "--queue", "day"
+    )
+    assert ended.exit_code == 0, ended.output
+    match = {
+        "queue": "night",
+        "labels": {"chat": "42"},
+        "states": ["asking", "blocked", "delayed", "leased", "ready"],
+    }
+    assert broker.did[-1] == ("update", (), {"match": match, "queue": "day"})
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "update"])
+def test_what_a_command_without_jobs_proposes_is_understood(verb: str) -> None:
+    change = ["-p", "3"] if verb == "update" else []
+    ended = run(FakeBroker(), verb, *change)
+    assert ended.exit_code == 2
+    assert f"lmq {verb} --user anna" in ended.stderr
+    assert "no job fits that" in run(FakeBroker(), verb, *change, "--user", "anna").stderr
+
+
+def test_update_refuses_what_is_no_change_or_no_filter() -> None:
+    assert run(FakeBroker(), "update", ID_A).exit_code == 2
+    assert run(FakeBroker(), "update", ID_A, "--where", "colour=red", "-p", "2").exit_code == 2
+    assert run(FakeBroker(), "update", "--where", "state=wild", "-p", "2").exit_code == 2
+
+
+def test_an_update_that_changes_nothing_says_so() -> None:
+    broker = FakeBroker(outcomes=[Outcome(ID_A, "unchanged")])
+    assert run(broker, "update", ID_A, "-p", "3").stdout == "JZ6EB6  nothing to change\n"
 
 
 def test_logs_print_what_happened_and_end() -> None:
