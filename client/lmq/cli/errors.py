@@ -8,7 +8,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,9 @@ _STATUSES: tuple[tuple[type[LmqError], Status], ...] = (
     (IdempotencyConflict, Status.FAILED),
 )
 
+LEFT = "left; what was submitted goes on"
+"""Said on Ctrl-C by a command that submits, once it may have."""
+
 _WHOLE_ID = re.compile(r"\b[0-9A-HJKMNP-TV-Z]{20}([0-9A-HJKMNP-TV-Z]{6})\b")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -120,6 +124,19 @@ def failure_of(error: LmqError, *, as_json: bool = False) -> Failure:
     return Failure(sentence_of(error), status_of(error), error=error, as_json=as_json)
 
 
+@contextmanager
+def leaving(sentence: str) -> Iterator[None]:
+    """End with this sentence on Ctrl-C: what goes on without whoever leaves.
+
+    Raises:
+        Failure: it was pressed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failure(sentence, Status.INTERRUPTED) from None
+
+
 def clean(text: str) -> str:
     """Return text without control characters but newline and tab: names and answers come from others."""
     return _CONTROL.sub("", text)
@@ -132,7 +149,7 @@ def guarded(act: Callable[[], object]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except click.Abort:
-        click.echo("lmq: left; what was submitted goes on", err=True)
+        click.echo("lmq: left", err=True)
         return Status.INTERRUPTED
     except click.ClickException as failure:
         failure.show()

@@ -11,7 +11,7 @@ from lmq import drafts
 from lmq.cli import session as cli
 from lmq.cli.acting import tell_ceilings
 from lmq.cli.chat import read_pipe
-from lmq.cli.errors import Failure, status_of
+from lmq.cli.errors import LEFT, Failure, leaving, status_of
 from lmq.cli.humane import count, short
 from lmq.cli.params import MODEL, job_options, options_of
 from lmq.cli.places import remember_last
@@ -60,15 +60,16 @@ def command(session: Session, /, task_type: str, payload: str | None, atomic: bo
         options = options_of(client, said)
         model = list(said["model"]) or None
         if file is None:
-            job = client.submit(
-                task_type, _fit(task_type, _payload(payload), "the payload"), model=model, **options
-            )
+            given = _fit(task_type, _payload(payload), "the payload")
+            with leaving(LEFT):
+                job = client.submit(task_type, given, model=model, **options)
             remember_last(job.id)
             tell_ceilings(session, client, [(job.id, job.given_priority)], options.get("priority"))
             session.emit({"job": job.id}) if session.json else click.echo(job.id)
             return
         batch = _drafts(task_type, file, model, options)
-        _submit_many(session, client, batch, options.get("priority"), atomic=atomic)
+        with leaving(LEFT):
+            _submit_many(session, client, batch, options.get("priority"), atomic=atomic)
 
 
 def _submit_many(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, Restart
+from lmq.cli import reading
 from lmq.cli.errors import Status, sentence_of, status_of
+from lmq.cli.session import Session
 from lmq.errors import (
     BadField,
     DiskFull,
@@ -25,7 +30,7 @@ from lmq.errors import (
     UnknownModel,
     WaitTimeout,
 )
-from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, an_event, health, run
+from unit.cli.fakes import ID_A, ID_B, FakeBroker, FakeJob, a_job, an_event, health, run
 
 
 def piece(text: str, channel: str = "content") -> Piece:
@@ -85,6 +90,55 @@ def test_a_new_attempt_is_told_beside_the_answer() -> None:
     ended = run(broker, "chat", "x")
     assert ended.stdout == "Bec\nBecause.\n"
     assert "-- attempt 2 begins anew: worker lost --" in ended.stderr
+
+
+def test_a_new_attempt_is_told_with_why_the_one_before_ended() -> None:
+    ended = an_event(2, "released", job_id=ID_A, detail={"code": "x", "error": "its model server stopped"})
+    broker = FakeBroker(text=[piece("Bec"), Restart(3, "given back"), piece("Because.")], streams=[[ended]])
+    assert "-- attempt 3 begins anew: its model server stopped --" in run(broker, "chat", "x").stderr
+    assert broker.did[-1][1]["jobs"] == [ID_A]
+
+
+def test_a_broker_that_does_not_answer_is_told_and_its_late_answer_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "ANSWER_S", 0.0)
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(1)
+        return answers.get(timeout=5)
+
+    status = reading.StatusLine(Session())
+    assert [status.ask(ask), status.ask(ask)] == [reading.NO_WORD] * 2
+    answers.put("next")
+    monkeypatch.setattr(reading, "ANSWER_S", 5.0)
+    assert (status.ask(ask), asked) == ("next", [1])
+
+
+def test_a_line_about_a_job_is_as_long_as_the_terminal_is_wide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((20, 5)))
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    status = reading.StatusLine(Session())
+    status.is_on = True
+    status.show(lambda: "日本 waits: for\nsomething that is long")
+    status.clear()
+    line, _, rest = click.unstyle(capsys.readouterr().err).partition("\r")
+    assert (line, rest) == ("(日本 waits: for s…", "")
+
+
+@pytest.mark.parametrize("words", [("wait",), ("result",), ("stream",)])
+def test_who_leaves_while_a_job_goes_on_is_told_so(words: tuple[str, ...]) -> None:
+    class Left(FakeBroker):
+        def job(self, job_id: str) -> FakeJob:
+            raise KeyboardInterrupt
+
+    ended = run(Left(found=[a_job()]), *words, ID_A)
+    assert ended.exit_code == 130
+    assert "left; the job" in ended.stderr
 
 
 def test_ctrl_c_in_chat_cancels_and_says_so() -> None:
