@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lmq import BandView, InstanceInfo, Users
 from lmq.cli.tables import width_of
 from lmq.cli.top.draw import draw, first_shown, heights_of
 from lmq.cli.top.lines import Bar, Column, apart, fitted, part_of, plain, row_of, text_of, widths_of
-from lmq.cli.top.model import HELP, Model
+from lmq.cli.top.model import HELP, Model, Popup
 from lmq.cli.top.panes import Pane
 from lmq_proto.messages import Breaker, Hold
 from unit.cli.fakes import health
@@ -200,6 +201,14 @@ def test_a_long_answer_is_scrolled_in_its_box() -> None:
     assert any("1-20 of 50" in line for line in screen(model))
     model, _ = after(model, "pagedown", "j")
     assert any("12-31 of 50" in line for line in screen(model))
+
+
+def test_a_line_longer_than_its_box_goes_on_in_the_next_row() -> None:
+    answer = f"JZ6EB6 chat anna {'m' * 50}   waiting 5 s, 49 ahead, starts within 25 s"
+    model = replace(a_model(), popup=Popup("why", (answer,)))
+    box = [line[line.index("│ ") : line.rindex("│")] for line in screen(model, 80, 24) if line.count("│ ")]
+    rows = [row.strip("│ ") for row in box if row]
+    assert " ".join(rows).split() == answer.split()
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
