@@ -286,12 +286,6 @@ def job_options(function: F) -> F:
             click.option("--keep", type=DURATION, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
             click.option(
-                "--uses",
-                multiple=True,
-                metavar="NAME",
-                help="A resource it holds, as gpu-1; may be given 4 times.",
-            ),
-            click.option(
                 "--depends-on",
                 type=JOB,
                 multiple=True,

@@ -46,6 +46,8 @@ REFUSALS_SHOWN = 10
 @click.option("--model", "-m", type=MODEL, multiple=True, help="Any of these; may be given several times.")
 @click.option("--atomic", is_flag=True, help="All of a file or none; at most 1,000.")
 @job_options
+@click.option("--uses", multiple=True, metavar="NAME",
+              help="A resource that a job of a type of your own holds, as gpu-1; up to 4 times.")  # fmt: skip
 @cli.pass_session
 def command(session: Session, /, task_type: str, payload: str | None, atomic: bool, **said: Any) -> None:
     """Submit jobs and print their ids, which are on the broker's disk by then.

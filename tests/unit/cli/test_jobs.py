@@ -141,6 +141,13 @@ def test_who_leaves_while_a_job_goes_on_is_told_so(words: tuple[str, ...]) -> No
     assert "left; the job" in ended.stderr
 
 
+def test_resources_are_offered_where_jobs_may_use_them() -> None:
+    broker = FakeBroker()
+    assert run(broker, "submit", "train", "{}", "--uses", "gpu-1").exit_code == 0
+    assert broker.did[0][2]["uses"] == ["gpu-1"]
+    assert run(broker, "chat", "x", "--uses", "gpu-1").exit_code == 2
+
+
 def test_ctrl_c_in_chat_cancels_and_says_so() -> None:
     broker = FakeBroker(text=[piece("Bec"), KeyboardInterrupt()])
     ended = run(broker, "chat", "x")
