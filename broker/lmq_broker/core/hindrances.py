@@ -180,7 +180,7 @@ def _why_not_here(
     named = _named(worker, names)
     if named:
         able = "vectors" if named[0].kind == "embedding" else "text"
-        text = f"{named[0].model} on {worker.name} makes {able} only, and this is a {job.task_type}"
+        text = f"{named[0].model} on {worker.name} makes {able} only, and this is of type {job.task_type}"
         return [Reason(code="wrong_kind", text=text, fields={"worker": worker.name, "model": named[0].model})]
     entry = next((each for each in worker.capacity.catalog if names & models.catalog_names(each)), None)
     return [] if entry is None else [_why_not_loaded(state, worker, entry.model, names, band, parts, now)]

@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> N
 
 @pytest.mark.parametrize("url", ["foo", "", "tcp://127.0.0.1", "7766", "http://127.0.0.1:7766", "ipc://"])
 def test_what_is_no_address_is_told_with_one_that_is(url: str) -> None:
-    with pytest.raises(ConfigError, match="is no address; write tcp://127.0.0.1:7766 or ipc:///path"):
+    with pytest.raises(ConfigError, match="is no address; write tcp:"):
         load(None, {"listen": [url]})
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 import pytest
 from hypothesis import given, strategies as st
 
 from lmq import ErrorInfo, InstanceInfo, Reason, Why, WorkerView
-from lmq.cli import eventlines, humane, show, tables, workers
+from lmq.cli import humane, show, tables, workers
 from lmq.cli.eventlines import event_line
 from lmq.cli.list import job_table
 from lmq.cli.why import why_lines
 from lmq_proto.messages import Capacity
 from lmq_worker.concurrency import LimitedBy
-from unit.cli.fakes import ID_A, ID_B, a_job, an_event
+from unit.cli.fakes import ID_A, ID_B, a_job, an_event, terminal
 
 
 @pytest.mark.parametrize(
@@ -67,15 +65,6 @@ class Screen(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-@contextmanager
-def terminal() -> Iterator[None]:
-    """What is printed goes to a terminal of 80 columns."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (tables, eventlines):
-            patch.setattr(module, "room", lambda: tables.WIDTH)
-        yield
 
 
 def test_there_is_as_much_room_as_the_terminal_has_columns(monkeypatch: pytest.MonkeyPatch) -> None:
