@@ -192,6 +192,8 @@ def _show(failure: click.ClickException) -> None:
         example = getattr(failure.ctx.command, "example", "").strip().partition("\n")[0]
         if isinstance(failure, click.MissingParameter) and example:
             sentence = f"{sentence.rstrip('.')}; as: {example}"
+        if isinstance(failure, click.NoSuchOption) and failure.option_name[1:2].isdigit():
+            sentence = f"{failure.option_name}: numbers are 0 or more here"
     click.echo(f"lmq: {sentence}", err=True)
 
 
