@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -37,6 +38,8 @@ class Terminal:
         self._rows: dict[int, str] = {}
         self._at = [0, 0]
         self._rest = ""
+        # A read may end within a character.
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.is_other_screen = False
         self.has_cursor = True
         self.ever_colored = False
@@ -57,7 +60,7 @@ class Terminal:
     def text(self) -> str:
         """Return what is on the screen now."""
         while select.select([self._master], [], [], 0)[0]:
-            self._take(os.read(self._master, 65536).decode())
+            self._take(self._decode(os.read(self._master, 65536)))
         return "\n".join(self._rows.get(row, "").rstrip() for row in range(self.lines))
 
     def until(self, wanted: str | Callable[[str], bool], within_s: float = 20.0) -> str:

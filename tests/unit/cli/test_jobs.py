@@ -130,6 +130,15 @@ def test_a_line_about_a_job_is_as_long_as_the_terminal_is_wide(
     assert (line, rest) == ("(日本 waits: for s…", "")
 
 
+def test_who_leaves_before_anything_was_submitted_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lmq.cli.chat.read_pipe", interrupted)
+    ended = run(FakeBroker(), "chat", "-")
+    assert (ended.exit_code, ended.stderr.strip()) == (130, "lmq: left")
+
+
 @pytest.mark.parametrize("words", [("wait",), ("result",), ("stream",)])
 def test_who_leaves_while_a_job_goes_on_is_told_so(words: tuple[str, ...]) -> None:
     class Left(FakeBroker):
