@@ -64,7 +64,8 @@ def print_text(
         while True:
             item = feeds.get((GAP_S if shown.any_text else PATIENCE_S) if status.is_on else None)
             if item is None:
-                if not shown.any_text:
+                # A text that goes into a file stays as it is, and leaves the terminal to the line.
+                if not shown.any_text or sys.stdout is None or not sys.stdout.isatty():
                     status.show(lambda: situation(job))
                 elif not is_told and status.ask(lambda: situation(job)) == NO_WORD:
                     shown.end_line()

@@ -6,12 +6,15 @@ import json
 import os
 import queue
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 import pytest
 
-from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, Restart
+from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, Restart, Why
 from lmq.cli import reading
 from lmq.cli.errors import Status, sentence_of, status_of
 from lmq.cli.session import Session
@@ -30,7 +33,10 @@ from lmq.errors import (
     UnknownModel,
     WaitTimeout,
 )
-from unit.cli.fakes import ID_A, ID_B, FakeBroker, FakeJob, a_job, an_event, health, run
+from unit.cli.fakes import ID_A, ID_B, URL, FakeBroker, FakeJob, a_job, an_event, health, run
+
+if TYPE_CHECKING:
+    from lmq.cli.port import BrokerPort, JobPort
 
 
 def piece(text: str, channel: str = "content") -> Piece:
@@ -115,6 +121,42 @@ def test_a_broker_that_does_not_answer_is_told_and_its_late_answer_is_used(
     answers.put("next")
     monkeypatch.setattr(reading, "ANSWER_S", 5.0)
     assert (status.ask(ask), asked) == ("next", [1])
+
+
+def test_a_broker_that_goes_in_the_middle_of_a_text_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(reading, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(reading, "GAP_S", 0.01)
+    monkeypatch.setattr(reading, "ANSWER_S", 0.01)
+
+    def note(_: Session, sentence: str) -> None:
+        click.echo(sentence)
+        told.set()
+
+    monkeypatch.setattr(Session, "note", note)
+
+    class Looked(reading.StatusLine):
+        def __init__(self, session: Session) -> None:
+            super().__init__(session)
+            self.is_on = True
+
+    class Silent(FakeJob):
+        def why(self) -> Why:
+            told.wait(5)
+            raise NotReachable(URL)
+
+        def pieces(self, **_: object) -> Iterator[Piece | Restart]:
+            yield piece("Bec")
+            assert told.wait(5)
+            yield piece("ause.")
+
+    monkeypatch.setattr(reading, "StatusLine", Looked)
+    broker = FakeBroker()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    reading.print_text(Session(), cast("BrokerPort", broker), cast("JobPort", Silent(ID_A, broker)))
+    assert capsys.readouterr().out.startswith(f"Bec\n-- {reading.NO_WORD} --\n")
 
 
 def test_a_line_about_a_job_is_as_long_as_the_terminal_is_wide(
