@@ -115,7 +115,7 @@ def _run(config: configuration.BrokerConfig, config_path: Path | None, overrides
     except (JournalError, NotLocal, NotOurs, OSError, zmq.ZMQError) as error:
         if journal is not None:
             journal.close()
-        click.echo(f"Error: {_explained(error, listen)}", err=True)
+        click.echo(f"lmq: {_explained(error, listen)}", err=True)
         return 2 if isinstance(error, NotLocal | NotOurs) else 75
     seed = config.seed or int.from_bytes(os.urandom(8), "big")
     state, opening = recover(

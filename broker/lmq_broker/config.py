@@ -5,6 +5,7 @@ jobs; what commands change (pauses, limits) lives in the journal.
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from lmq_proto.messages import Limit
 
 PORT = 7766
 EVENTS_PORT = 7767
+_ADDRESS = re.compile(r"ipc://.+|tcp://.+:([0-9]+|\*)")
 _PREFIX = "LMQ_BROKER_"
 _TABLES = ("tasks", "bands", "weights", "ceilings", "apps", "rates", "aliases", "limits")
 """Settings that only the file can give."""
@@ -256,6 +258,11 @@ def _check(config: BrokerConfig) -> None:
         raise ConfigError(f"log_level = {config.log_level!r}: allowed is debug, info, warning or error")
     if config.log_format not in ("plain", "json"):
         raise ConfigError(f"log_format = {config.log_format!r}: allowed is plain or json")
+    for url in (*config.listen, *config.events_listen):
+        if not _ADDRESS.fullmatch(url):
+            raise ConfigError(
+                f"{url or 'an empty text'} is no address; write tcp://127.0.0.1:{PORT} or ipc:///path"
+            )
     if not 0 < config.payload_bytes <= bounds.BODY_BYTES // 2:
         raise ConfigError(f"payload_bytes = {config.payload_bytes}: allowed is 1 to {bounds.BODY_BYTES // 2}")
     for names, least in ((_FROM_1, 1), (_FROM_0, 0)):

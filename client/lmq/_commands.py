@@ -368,7 +368,8 @@ def job_filter(match: JobMatch) -> messages.JobFilter:
     """
     unknown = match.keys() - JobMatch.__annotations__.keys()
     if unknown:
-        raise TypeError(f"unknown filters: {', '.join(sorted(unknown))}")
+        known = ", ".join(sorted(JobMatch.__annotations__))
+        raise TypeError(f"unknown filters: {', '.join(sorted(unknown))}; there are: {known}")
     return messages.JobFilter(
         states=list(match.get("states") or ()),
         user=match.get("user") or "",

@@ -11,6 +11,8 @@ from lmq._link import Engine, Link
 from lmq._version import SOFTWARE
 
 COMMAND_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+"""A broker that starts is there within a second or two: who waits longer has none, and should be told."""
 
 
 class Face:
@@ -21,7 +23,8 @@ class Face:
         user: the name to claim; counts over loopback TCP in open mode only.
         as_user: on whose behalf jobs are submitted.
         timeout_s: bound on each command; waiting for a job's end has none unless told.
-        connect_timeout_s: bound on waiting for the very first contact, for every kind of call; None: as `timeout_s`.
+        connect_timeout_s: bound on waiting for the very first contact, for every kind of call; None: 10 s, or
+            `timeout_s` where that is less.
 
     Raises:
         BadConfig: the configuration file or an address is unfit.
@@ -41,7 +44,9 @@ class Face:
         self._owns_link = True
         self._as_user = settings.as_user
         self._timeout_s = timeout_s
-        self._connect_timeout_s = timeout_s if connect_timeout_s is None else connect_timeout_s
+        self._connect_timeout_s = (
+            min(timeout_s, CONNECT_TIMEOUT_S) if connect_timeout_s is None else connect_timeout_s
+        )
 
     def as_user(self, user: str) -> Self:
         """Return a client that submits on behalf of a user, over the same connection; closing it does nothing."""

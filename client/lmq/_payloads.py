@@ -61,8 +61,8 @@ class JobOptions(TypedDict, total=False):
     """Jobs of one session prefer the endpoint that ran the last one."""
     uses: Sequence[str]
     """Named resources of your own tasks, at most 4; the name of a worker is one: its endpoint falls idle first."""
-    depends_on: Sequence[str | Handle[object] | Draft]
-    """Jobs that must be done before it starts, by id, handle or draft; if one of them fails it is cancelled."""
+    depends_on: str | Handle[object] | Draft | Sequence[str | Handle[object] | Draft]
+    """One job or several that must be done first, by id, handle or draft; if one of them fails it is cancelled."""
 
 
 class ChatOptions(JobOptions, total=False):
@@ -159,9 +159,14 @@ def chat(prompt: Messages, *, model: Models, system: str, options: ChatOptions) 
     _refuse_unknown(options, _CHAT_OPTIONS)
     messages: list[dict[str, Json]] = [{"role": "system", "content": system}] if system else []
     if isinstance(prompt, str):
+        if not prompt.strip() and not options.get("images"):
+            raise BadPayload("prompt", "is empty")
         messages.append({"role": "user", "content": prompt})
     else:
-        messages += [dict(message) for message in prompt]
+        try:
+            messages += [dict(message) for message in prompt]
+        except (TypeError, ValueError) as error:
+            raise BadPayload("prompt", f"must be a text or messages, not {prompt!r:.80}") from error
     if not messages or any(not isinstance(message.get("role"), str) for message in messages):
         raise BadPayload("messages", "at least one, each with a role")
     images = [_image_part(image) for image in options.get("images", ())]
@@ -200,6 +205,8 @@ def embed(
         raise BadPayload("texts", "there are none")
     if not all(isinstance(item, str) for item in items):
         raise BadPayload("texts", "each must be a text")
+    if "" in items:
+        raise BadPayload(f"texts[{items.index('')}]", "is empty; leave it out")
     parts = list(_slices(items))
     if len(parts) > 1 and options.get("idempotency_key"):
         key = options["idempotency_key"]
@@ -327,10 +334,12 @@ def id_of(job: str | bytes | Handle[object]) -> bytes:
     return ids.from_text(job if isinstance(job, str) else job.id)
 
 
-def _parents(jobs: Sequence[str | Handle[object] | Draft]) -> list[bytes]:
-    """Return the ids of jobs, each once; an embedding in several jobs is all of them."""
+def _parents(
+    jobs: str | Handle[object] | Draft | Sequence[str | Handle[object] | Draft],
+) -> list[bytes]:
+    """Return the ids of one job or several, each once; an embedding in several jobs is all of them."""
     found: list[bytes] = []
-    for job in jobs:
+    for job in jobs if isinstance(jobs, Iterable) and not isinstance(jobs, str) else [jobs]:
         if isinstance(job, str):
             found.append(id_of(job))
         else:

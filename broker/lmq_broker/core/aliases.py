@@ -122,7 +122,7 @@ def _check_alias(state: BrokerState, key: str, command: SetAlias, now: Now) -> N
     for model in command.models:
         fields.check_name("models", model)
         if models.normal(model) == key or models.normal(model) in state.aliases:
-            raise BadField("models", model, "models; an alias stands for no other alias")
+            raise BadField("models", model, "a model, no other alias")
         if known and models.ANY not in known and models.normal(model) not in known:
             raise UnknownModel(model, models.nearest(model, all_known(state)))
     for alias in listed(state):

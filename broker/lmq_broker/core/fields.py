@@ -24,7 +24,7 @@ def check_labels(labels: dict[str, str]) -> None:
 def check_name(field: str, value: str) -> None:
     """Raise BadField unless a name is printable and of bounded length."""
     if not 0 < len(value) <= bounds.NAME_CHARS or not value.isprintable():
-        raise BadField(field, value, f"1 to {bounds.NAME_CHARS} printable characters")
+        raise BadField(field, value, f"a name of 1 to {bounds.NAME_CHARS} printable characters")
 
 
 def check_within(field: str, value: int, low: int, high: int) -> None:

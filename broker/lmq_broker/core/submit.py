@@ -221,7 +221,7 @@ def _check_spec(state: BrokerState, spec: JobSpec) -> None:
         if len(spec.uses) > _RESOURCES:
             raise BadField("uses", len(spec.uses), f"at most {_RESOURCES}")
         if spec.task_type in ENGINE_TASKS:
-            raise BadField("uses", spec.uses[0], "none for a job that an endpoint runs")
+            raise BadField("uses", spec.uses[0], f"none for {spec.task_type}; task types of your own may")
         for resource in spec.uses:
             fields.check_name("uses", resource)
     if len(spec.merge) > bounds.NAME_CHARS or (spec.merge and spec.task_type not in EMBEDDING_TASKS):

@@ -391,7 +391,7 @@ class Server:
         found = self._reread_settings()
         if isinstance(found, str):
             self._problem = f"; the old settings stay: {found}"
-            self._announce(f"Error: {found}; the old settings stay")
+            self._announce(f"lmq: {found}; the old settings stay")
         else:
             self._problem = ""
             self._step(SettingsChanged(found), now)

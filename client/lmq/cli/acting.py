@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COUNTED = 1000
 """Jobs counted for the question; more are `over 1,000`."""
+ALREADY = {"cancelled": "had ended already", "updated": "nothing to change"}
+"""Said of a job that stayed as it was, where the verb's own words would not fit."""
 TOLD = 20
 """Jobs named one by one; of more only the number is told."""
 
@@ -81,8 +83,7 @@ def tell_outcomes(session: Session, outcomes: list[Outcome], done: str) -> None:
         shown = outcomes if len(outcomes) <= TOLD else []
         for outcome in shown:
             if outcome.outcome != "refused":
-                already = "had ended already" if done == "cancelled" else f"was {done} already"
-                words = done if outcome.outcome == "changed" else already
+                words = done if outcome.outcome == "changed" else ALREADY.get(done, f"was {done} already")
                 click.echo(f"{padded(short(outcome.job_id), 6)}  {words}")
         if not shown:
             changed = sum(outcome.outcome == "changed" for outcome in outcomes)

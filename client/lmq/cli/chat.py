@@ -11,7 +11,7 @@ import click
 
 from lmq.cli import session as cli
 from lmq.cli.acting import tell_ceilings
-from lmq.cli.errors import Failure, Status
+from lmq.cli.errors import LEFT, Failure, Status, leaving
 from lmq.cli.humane import short
 from lmq.cli.params import MODEL, job_options, options_of
 from lmq.cli.places import remember_last
@@ -54,7 +54,7 @@ def command(session: Session, /, text: tuple[str, ...], reasoning: bool, detach:
     """
     prompt = prompt_of(text)
     options = chat_options(said)
-    with session.client() as client:
+    with leaving(LEFT), session.client() as client:
         options = cast("ChatOptions", {**options, **options_of(client, said)})
         if not detach:
             options.setdefault("priority", LIVE_PRIORITY)
@@ -70,7 +70,7 @@ def command(session: Session, /, text: tuple[str, ...], reasoning: bool, detach:
 def _converse(session: Session, client: BrokerPort, job: JobPort, *, reasoning: bool) -> None:
     shown = Shown()
     try:
-        print_text(session, job, reasoning=reasoning, shown=shown)
+        print_text(session, client, job, reasoning=reasoning, shown=shown)
         if session.json:
             session.emit({"job": job.id, "result": cli.jsonable(job.result())})
     except KeyboardInterrupt:

@@ -10,9 +10,11 @@ from lmq import EmbedResult
 from lmq.cli import session as cli
 from lmq.cli.acting import tell_ceilings
 from lmq.cli.chat import print_id
+from lmq.cli.errors import LEFT, leaving
 from lmq.cli.humane import count
 from lmq.cli.params import DURATION, MODEL, job_options, options_of
 from lmq.cli.places import remember_last
+from lmq.cli.reading import wait_for
 
 if TYPE_CHECKING:
     from lmq.cli.session import Session
@@ -43,7 +45,7 @@ def command(
         texts += [line.rstrip("\n") for line in said["file"] if line.strip()]
     if not texts:
         raise click.UsageError('give texts, or a file with one a line, as: lmq embed "a blue sky"')
-    with session.client() as client:
+    with leaving(LEFT), session.client() as client:
         options = options_of(client, said)
         job = client.embed(texts, model=list(said["model"]) or None, **options)
         remember_last(job.id)
@@ -51,7 +53,8 @@ def command(
         if detach:
             print_id(session, job)
             return
-        result = job.result(wait_s)
+        wait_for(session, job, wait_s)
+        result = job.result()
         assert isinstance(result, EmbedResult)
         print_vectors(session, job.id, result)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -76,6 +78,15 @@ _STATUSES: tuple[tuple[type[LmqError], Status], ...] = (
     (IdempotencyConflict, Status.FAILED),
 )
 
+LEFT = "left; what was submitted goes on"
+"""Said on Ctrl-C by a command that submits, once it may have."""
+
+_LISTS = {
+    "job": "lmq list", "parent": "lmq list", "limit": "lmq limits", "model": "lmq models", "queue": "lmq queues",
+    "user": "lmq users", "worker": "lmq workers",
+}  # fmt: skip
+"""What to type where nothing has the name that was given."""
+
 _WHOLE_ID = re.compile(r"\b[0-9A-HJKMNP-TV-Z]{20}([0-9A-HJKMNP-TV-Z]{6})\b")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -114,12 +125,33 @@ def status_of(error: LmqError) -> Status:
 
 def sentence_of(error: LmqError) -> str:
     """Return an error as a person reads it: ids by their last 6 characters, no control characters."""
-    return clean(_WHOLE_ID.sub(r"\1", error.message))
+    known = _LISTS.get(error.what) if isinstance(error, NotFound) and not error.nearest else None
+    there = f"; type: {known}" if known else ""
+    return clean(_WHOLE_ID.sub(r"\1", error.message)) + there
 
 
 def failure_of(error: LmqError, *, as_json: bool = False) -> Failure:
     """Return what a command ends with that met this error."""
     return Failure(sentence_of(error), status_of(error), error=error, as_json=as_json)
+
+
+@contextmanager
+def leaving(sentence: str) -> Iterator[None]:
+    """End with this sentence on Ctrl-C: what goes on without whoever leaves.
+
+    Raises:
+        Failure: it was pressed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failure(sentence, Status.INTERRUPTED) from None
+
+
+def near(name: str, names: Iterable[str]) -> list[str]:
+    """Return those names that this one may have been meant to be."""
+    folded = {each.casefold(): each for each in names}
+    return [folded[each] for each in difflib.get_close_matches(name.casefold(), folded)]
 
 
 def clean(text: str) -> str:
@@ -134,10 +166,10 @@ def guarded(act: Callable[[], object]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except click.Abort:
-        click.echo("lmq: left; what was submitted goes on", err=True)
+        click.echo("lmq: left", err=True)
         return Status.INTERRUPTED
     except click.ClickException as failure:
-        failure.show()
+        failure.show() if isinstance(failure, Failure) else _show(failure)
         return failure.exit_code
     except LmqError as error:
         failure_of(error).show()
@@ -152,6 +184,19 @@ def guarded(act: Callable[[], object]) -> int:
         click.echo(f"lmq: {_said_by_system(error)}", err=True)
         return Status.FAILED
     return value if isinstance(value, int) else Status.OK
+
+
+def _show(failure: click.ClickException) -> None:
+    """Print what click has to say as we say it: what is wrong with what was typed, and what is right."""
+    sentence = failure.format_message()
+    if isinstance(failure, click.UsageError) and failure.ctx is not None:
+        click.echo(f"{failure.ctx.get_usage()}\nhelp: {failure.ctx.command_path} --help", err=True)
+        example = getattr(failure.ctx.command, "example", "").strip().partition("\n")[0]
+        if isinstance(failure, click.MissingParameter) and example:
+            sentence = f"{sentence.rstrip('.')}; as: {example}"
+        if isinstance(failure, click.NoSuchOption) and failure.option_name[1:2].isdigit():
+            sentence = f"{failure.option_name}: numbers are 0 or more here"
+    click.echo(f"lmq: {sentence}", err=True)
 
 
 def hide_tracebacks() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmq.cli.humane import duration, short, time_of_day
-from lmq.cli.tables import GAP, SHORT, WIDTH, cut, one_line, padded
+from lmq.cli.tables import GAP, SHORT, cut, one_line, padded, room
 
 if TYPE_CHECKING:
     from lmq import Event, JobStatus
@@ -37,16 +37,16 @@ _SINGLE_DETAILS = ("reason", "error", "endpoint", "software", "by")
 
 
 def event_line(event: Event) -> str:
-    """Return an event as a line of at most 80 columns."""
+    """Return an event as a line that fits the terminal."""
     head = f"{time_of_day(event.at_ms)}{GAP}{short(event.job_id):{SHORT}}{GAP}"
     kind = padded(event.kind.replace("_", " "), KIND_WIDTH)
     if event.job_id:
         about = f"{padded(event.task_type, TYPE_WIDTH)} {padded(event.user, USER_WIDTH)} {one_line(_job_detail(event))}"
     else:
         about = one_line(f"{event.worker or event.queue or event.user} {_other_detail(event)}")
-    room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
+    left = room() - len(head) - KIND_WIDTH - len(GAP)
     color = KIND_COLORS.get(event.kind)
-    return f"{head}{click.style(kind, fg=color)}{GAP}{cut(about, max(room, 20))}".rstrip()
+    return f"{head}{click.style(kind, fg=color)}{GAP}{cut(about, max(left, 20))}".rstrip()
 
 
 def phase_line(at_ms: int, job: JobStatus) -> str:
@@ -55,8 +55,8 @@ def phase_line(at_ms: int, job: JobStatus) -> str:
     kind = padded(job.phase, KIND_WIDTH)
     place = one_line(f"{job.worker} {job.model}")
     about = f"{padded(job.task_type, TYPE_WIDTH)} {padded(job.user, USER_WIDTH)} {place}"
-    room = WIDTH - len(head) - KIND_WIDTH - len(GAP)
-    return f"{head}{click.style(kind, fg='blue')}{GAP}{cut(about, max(room, 20))}".rstrip()
+    left = room() - len(head) - KIND_WIDTH - len(GAP)
+    return f"{head}{click.style(kind, fg='blue')}{GAP}{cut(about, max(left, 20))}".rstrip()
 
 
 def _job_detail(event: Event) -> str:

@@ -27,7 +27,7 @@ lmq limits set jobs 10/min --queue gmail
 UNLIMITED = "none"
 _OF = ("running", "queued", "bytes", "jobs", "tokens", "depth", "wait")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?)/(.+)")
-_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(kB|MB|GB|TB)?")
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kMGT]B?)?")
 _PERIODS = {
     "s": 1.0,
     "sec": 1.0,
@@ -38,7 +38,7 @@ _PERIODS = {
     "d": 86400.0,
     "day": 86400.0,
 }
-_SIZES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _NAMES = ("user", "queue", "task_type", "model", "worker", "resource")
 _NEAR = 0.8
 """Share of a limit from which its use is shown in colour."""
@@ -90,7 +90,8 @@ def set_command(session: Session, /, of: str, value: str, burst: float, refuse: 
     """Set a limit, until it is reset.
 
     OF is running, queued or bytes (what runs, waits, and the payloads that wait), jobs or tokens (rates of what
-    begins), depth or wait (alerts: nothing is held back). Without names it is about all jobs together.
+    begins), depth or wait (alerts: nothing is held back). Without names it is about all jobs together. VALUE is a
+    number, a rate, a size or a time; 0 lets nothing through, none lifts a limit.
     """
     number, per_s = parse_value(of, value)
     with session.client() as client:
@@ -160,7 +161,7 @@ def parse_value(of: str, text: str) -> tuple[float, float]:
     found = _BYTES.fullmatch(text)
     if found is None or (of != "bytes" and found[2]):
         raise click.BadParameter(f"{text!r} is no {'size; write 100MB' if of == 'bytes' else 'number'}")
-    return float(found[1]) * _SIZES[found[2] or ""], 0.0
+    return float(found[1]) * _SIZES[(found[2] or "")[:1]], 0.0
 
 
 def _list(session: Session) -> None:
@@ -183,13 +184,18 @@ def limit_table(found: Sequence[LimitView]) -> list[str]:
         used = (
             ""
             if limit.value < 0
-            else _amount(limit.of, view.used) + (f" ({view.used_by})" if view.used_by else "")
+            else _used(limit.of, view.used) + (f" ({view.used_by})" if view.used_by else "")
         )
         refuses = limit.refuse or limit.of in ("queued", "bytes")
         how = "refuses" if refuses else "tells" if limit.of in ("depth", "wait") else "waits"
         origin = f"{view.by}, {since(view.since_ms)} ago" if view.origin == "command" else "file"
         rows.append([view.name, _worded(limit), Cell(used, "yellow" if full else ""), how, origin])
     return table(["LIMIT", "VALUE", "USED", "", "SET BY"], rows, right=(1, 2))
+
+
+def _used(of: str, value: float) -> str:
+    """Return how much is used; of a rate, which flows off all the time, without the fractions of a job or token."""
+    return f"{value:,.0f}" if of in ("jobs", "tokens") else _amount(of, value)
 
 
 def _worded(limit: Any) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import click
 
 from lmq.cli import session as cli
-from lmq.cli.errors import Failure, Status, clean
+from lmq.cli.errors import Failure, Status, clean, near
 from lmq.cli.held import for_words, tell
 from lmq.cli.humane import until
 from lmq.cli.params import ALIAS, DURATION, MODEL, WORKER
@@ -318,10 +317,8 @@ def _named(found: Sequence[ModelView], name: str) -> ModelView:
             return model
     close = [model for model in found if model.model.casefold().rpartition("/")[2] == wanted]
     if len(close) != 1:
-        near = [model.model for model in close] or difflib.get_close_matches(
-            name, [one.model for one in found]
-        )
-        raise NotFound("model", name, near)
+        names = [model.model for model in close] or near(name, [one.model for one in found])
+        raise NotFound("model", name, names)
     return close[0]
 
 

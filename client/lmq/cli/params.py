@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -304,12 +304,6 @@ def job_options(function: F) -> F:
             click.option("--keep", type=ABOVE_0, metavar="TIME", help="How long its result stays."),
             click.option("--session", "session_name", metavar="NAME", help="Prefer where its last job ran."),
             click.option(
-                "--uses",
-                multiple=True,
-                metavar="NAME",
-                help="A resource it holds, as gpu-1; may be given 4 times.",
-            ),
-            click.option(
                 "--depends-on",
                 type=JOB,
                 multiple=True,
@@ -347,21 +341,25 @@ def options_of(client: BrokerPort, said: dict[str, Any]) -> JobOptions:
     return cast("JobOptions", options)
 
 
-def match_options(function: F) -> F:
-    """Add the filters that name jobs by what they are."""
-    for option in reversed(
-        (
-            click.option("--state", type=STATE, multiple=True, help="May be given several times."),
-            click.option("--user", metavar="USER", help="Of this user."),
-            click.option("--queue", type=QUEUE, help="In this queue."),
-            click.option("--type", "task_type", metavar="TYPE", help="Of this task type, as chat."),
-            click.option("--model", "-m", type=MODEL, help="On this model."),
-            click.option("--worker", type=WORKER, help="On this worker."),
-            click.option("--key", metavar="KEY", help="With this idempotency key."),
-            click.option("--label", type=LABEL, multiple=True, metavar="NAME=VALUE", help="With this label."),
-        )
-    ):
-        function = option(function)
+_MATCH_OPTIONS = {
+    "state": click.option("--state", type=STATE, multiple=True, help="May be given several times."),
+    "user": click.option("--user", metavar="USER", help="Of this user."),
+    "queue": click.option("--queue", type=QUEUE, help="In this queue."),
+    "type": click.option("--type", "task_type", metavar="TYPE", help="Of this task type, as chat."),
+    "model": click.option("--model", "-m", type=MODEL, help="On this model."),
+    "worker": click.option("--worker", type=WORKER, help="On this worker."),
+    "key": click.option("--key", metavar="KEY", help="With this idempotency key."),
+    "label": click.option(
+        "--label", type=LABEL, multiple=True, metavar="NAME=VALUE", help="With this label."
+    ),
+}
+
+
+def match_options(function: F, but: Container[str] = ()) -> F:
+    """Add the filters that name jobs by what they are, but for some."""
+    for name, option in reversed(_MATCH_OPTIONS.items()):
+        if name not in but:
+            function = option(function)
     return function
 
 

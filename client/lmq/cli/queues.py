@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmq.cli import session as cli
+from lmq.cli.errors import near
 from lmq.cli.held import for_words, tell
 from lmq.cli.humane import duration, held
 from lmq.cli.list import job_table
@@ -52,7 +53,7 @@ def show_command(session: Session, name: str) -> None:
     with session.client() as client:
         found = [queue for queue in client.queues() if queue.name == name]
         if not found:
-            raise NotFound("queue", name, [queue.name for queue in client.queues()][:3])
+            raise NotFound("queue", name, near(name, [queue.name for queue in client.queues()]))
         states = ["leased", "ready", "asking", "delayed", "blocked"]
         jobs = client.jobs(queue=name, states=states, limit=JOBS_SHOWN, oldest_first=True)
     if session.json:

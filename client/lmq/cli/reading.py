@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -11,19 +13,33 @@ import click
 from lmq import Piece, Restart
 from lmq.cli.errors import clean
 from lmq.cli.feeds import Feeds
+from lmq.cli.history import past_events
 from lmq.cli.humane import short, when, where
+from lmq.cli.tables import cut, one_line
 from lmq.errors import LmqError
 
 if TYPE_CHECKING:
-    from lmq.cli.port import JobPort
+    from lmq.cli.port import BrokerPort, JobPort
     from lmq.cli.session import Session
 
 PATIENCE_S = 1.0
 """Silence after which a person is told where the job is."""
+ANSWER_S = 0.5
+"""How long the broker may take to say where; a person is told that it is silent then."""
+GAP_S = 3.0
+"""Silence in the middle of a text after which a person is told if the broker is gone."""
+NO_WORD = "no word from the broker; waiting for it"
+COLUMNS = 80
+"""Of a terminal that does not say."""
 
 
 def print_text(
-    session: Session, job: JobPort, *, reasoning: bool = False, shown: Shown | None = None
+    session: Session,
+    client: BrokerPort,
+    job: JobPort,
+    *,
+    reasoning: bool = False,
+    shown: Shown | None = None,
 ) -> None:
     """Print a job's text until its end, as it is written.
 
@@ -31,6 +47,7 @@ def print_text(
 
     Args:
         session: how to print.
+        client: knows why an attempt ended.
         job: whose text.
         reasoning: show the model's reasoning, too.
         shown: keeps what was printed, for who wants to know if this is broken off.
@@ -42,18 +59,31 @@ def print_text(
     feeds = Feeds()
     feeds.add("text", job.pieces(restart="continue"))
     shown = shown or Shown()
+    is_told = False
     try:
         while True:
-            item = feeds.get(None if shown.any_text else PATIENCE_S)
+            item = feeds.get((GAP_S if shown.any_text else PATIENCE_S) if status.is_on else None)
             if item is None:
-                status.show(lambda: situation(job))
+                # A text that goes into a file stays as it is, and leaves the terminal to the line.
+                if not shown.any_text or sys.stdout is None or not sys.stdout.isatty():
+                    status.show(lambda: situation(job))
+                elif not is_told and status.ask(lambda: situation(job)) == NO_WORD:
+                    shown.end_line()
+                    session.note(f"-- {NO_WORD} --")
+                    is_told = True
                 continue
+            is_told = False
             if item.is_end:
                 if item.error is not None:
                     raise item.error
                 return
             status.clear()
-            _print_piece(session, shown, cast("Piece | Restart", item.value), reasoning=reasoning)
+            piece = cast("Piece | Restart", item.value)
+            if isinstance(piece, Restart) and not session.json:
+                shown.end_line()
+                session.note(f"-- {_new_attempt(client, job, piece)} --")
+            else:
+                _print_piece(session, shown, piece, reasoning=reasoning)
     finally:
         status.clear()
         shown.end_line()
@@ -90,18 +120,26 @@ class StatusLine:
     def __init__(self, session: Session) -> None:
         self.is_on = not session.quiet and not session.json and sys.stderr is not None and sys.stderr.isatty()
         self._is_shown = False
+        self._question: _Question | None = None
 
     def show(self, text: Callable[[], str]) -> None:
         """Write the line anew; the text is asked for only if somebody looks."""
         if not self.is_on:
             return
-        try:
-            line = text()
-        except LmqError:
-            line = "no word from the broker; waiting for it"
+        line = cut(one_line(f"({self.ask(text)})"), _columns() - 1)
         self.clear()
-        click.echo(click.style(f"({line})", dim=True)[:200], err=True, nl=False)
+        click.echo(click.style(line, dim=True), err=True, nl=False)
         self._is_shown = True
+
+    def ask(self, text: Callable[[], str]) -> str:
+        """Return what the broker says, or that it is silent; what it then says late is returned the next time."""
+        if self._question is None:
+            self._question = _Question(text)
+        answer = self._question.answer()
+        if answer is None:
+            return NO_WORD
+        self._question = None
+        return answer
 
     def clear(self) -> None:
         """Wipe the line."""
@@ -110,21 +148,83 @@ class StatusLine:
             click.echo("\r\x1b[2K", err=True, nl=False)
 
 
+class _Question:
+    """A question to the broker, by a thread of its own: a broker that is gone leaves nobody without a word."""
+
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask = ask
+        self._answer: str | None = None
+        self._thread = threading.Thread(target=self._run, name="question", daemon=True)
+        self._thread.start()
+
+    def answer(self) -> str | None:
+        """Return the answer, if it comes in time."""
+        self._thread.join(ANSWER_S)
+        return self._answer
+
+    def _run(self) -> None:
+        try:
+            self._answer = self._ask()
+        except LmqError:
+            self._answer = NO_WORD
+
+
+def _columns() -> int:
+    """Return the width of the terminal on stderr."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS
+    except (OSError, ValueError):
+        return COLUMNS
+
+
+def wait_for(session: Session, job: JobPort, timeout_s: float | None = None) -> str:
+    """Wait for a job's end and return its state; tell a person who looks on where it is meanwhile.
+
+    Raises:
+        WaitTimeout: it did not end in time; it goes on.
+    """
+    status = StatusLine(session)
+    if not status.is_on:
+        return job.wait(timeout_s)
+    feeds = Feeds()
+    feeds.add("end", (job.wait(timeout_s) for _ in "1"))
+    try:
+        while True:
+            item = feeds.get(PATIENCE_S)
+            if item is None:
+                status.show(lambda: situation(job))
+            elif item.error is not None:
+                raise item.error
+            else:
+                return str(item.value)
+    finally:
+        status.clear()
+
+
 def _print_piece(session: Session, shown: Shown, piece: Piece | Restart, *, reasoning: bool) -> None:
     if session.json:
         session.emit(piece)
         return
     if isinstance(piece, Restart):
-        shown.end_line()
-        why = f": {piece.reason}" if piece.reason else ""
-        session.note(f"-- attempt {piece.attempt} begins anew{why} --")
-    elif piece.channel == "content":
+        return
+    if piece.channel == "content":
         if shown.any_reasoning and not shown.any_text:
             click.echo("\n", err=True)
         shown.put(piece.text)
     elif piece.channel == "reasoning" and reasoning:
         shown.any_reasoning = True
         click.echo(click.style(clean(piece.text), dim=True), nl=False, err=True)
+
+
+def _new_attempt(client: BrokerPort, job: JobPort, restart: Restart) -> str:
+    """Return that a job is begun anew, and why the attempt before ended, which an event says best."""
+    why = restart.reason
+    try:
+        for event in past_events(client, since=0, jobs=[job.id], kinds=["released", "attempt_failed"]):
+            why = str(event.detail.get("error") or why)
+    except LmqError:
+        pass
+    return clean(f"attempt {restart.attempt} begins anew" + (f": {why}" if why else ""))
 
 
 def situation(job: JobPort) -> str:

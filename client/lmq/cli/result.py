@@ -10,8 +10,9 @@ import click
 from lmq import ChatResult, EmbedResult
 from lmq.cli import session as cli
 from lmq.cli.embed import print_vectors
-from lmq.cli.errors import clean
+from lmq.cli.errors import clean, leaving
 from lmq.cli.params import DURATION, job_argument, job_ids
+from lmq.cli.reading import wait_for
 
 if TYPE_CHECKING:
     from lmq.cli.session import Session
@@ -30,9 +31,10 @@ lmq result 7KQ2M9 --timeout 5m
 @cli.pass_session
 def command(session: Session, job: str, timeout: float | None) -> None:
     """Wait for a job's result and print it; what waits is never cancelled. JOB as for lmq show."""
-    with session.client() as client:
+    with leaving("left; the job goes on"), session.client() as client:
         handle = client.job(job_ids(client, (job,))[0])
-        print_result(session, handle.id, handle.result(timeout))
+        wait_for(session, handle, timeout)
+        print_result(session, handle.id, handle.result())
 
 
 def print_result(session: Session, job_id: str, result: object) -> None:

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "queues": Entry("nouns", "queues", "Queues: list, show, pause, resume, drain."),
     "workers": Entry("nouns", "workers", "Workers: list, show, pause, resume, drain."),
     "limits": Entry("nouns", "limits", "Limits of what runs, waits or begins: list, set, reset."),
-    "models": Entry("nouns", "models", "Models: list, show, load, unload, pin, name."),
+    "models": Entry("nouns", "models", "Models: list, show, load, unload, pin, alias, default."),
     "users": Entry("nouns", "users", "Users and their shares: list, show, set, reset."),
     "config": Entry("nouns", "configuration", "Settings: show, check."),
     "systemd": Entry("nouns", "systemd", "Services of this machine: install."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmq.cli import session as cli
+from lmq.cli.errors import leaving
 from lmq.cli.params import job_argument, job_ids
 from lmq.cli.reading import print_text
 
@@ -25,5 +26,5 @@ lmq stream 7KQ2M9 --reasoning
 @cli.pass_session
 def command(session: Session, job: str, reasoning: bool) -> None:
     """Print a job's text from its start, whenever you come, until it ends. Ctrl-C only leaves."""
-    with session.client() as client:
-        print_text(session, client.job(job_ids(client, (job,))[0]), reasoning=reasoning)
+    with leaving("left; the job goes on"), session.client() as client:
+        print_text(session, client, client.job(job_ids(client, (job,))[0]), reasoning=reasoning)

@@ -11,7 +11,7 @@ from lmq import drafts
 from lmq.cli import session as cli
 from lmq.cli.acting import tell_ceilings
 from lmq.cli.chat import read_pipe
-from lmq.cli.errors import Failure, status_of
+from lmq.cli.errors import LEFT, Failure, leaving, status_of
 from lmq.cli.humane import count, short
 from lmq.cli.params import MODEL, job_options, options_of
 from lmq.cli.places import remember_last
@@ -46,6 +46,8 @@ REFUSALS_SHOWN = 10
 @click.option("--model", "-m", type=MODEL, multiple=True, help="Any of these; may be given several times.")
 @click.option("--atomic", is_flag=True, help="All of a file or none; at most 1,000.")
 @job_options
+@click.option("--uses", multiple=True, metavar="NAME",
+              help="A resource that a job of a type of your own holds, as gpu-1; up to 4 times.")  # fmt: skip
 @cli.pass_session
 def command(session: Session, /, task_type: str, payload: str | None, atomic: bool, **said: Any) -> None:
     """Submit jobs and print their ids, which are on the broker's disk by then.
@@ -60,15 +62,16 @@ def command(session: Session, /, task_type: str, payload: str | None, atomic: bo
         options = options_of(client, said)
         model = list(said["model"]) or None
         if file is None:
-            job = client.submit(
-                task_type, _fit(task_type, _payload(payload), "the payload"), model=model, **options
-            )
+            given = _fit(task_type, _payload(payload), "the payload")
+            with leaving(LEFT):
+                job = client.submit(task_type, given, model=model, **options)
             remember_last(job.id)
             tell_ceilings(session, client, [(job.id, job.given_priority)], options.get("priority"))
             session.emit({"job": job.id}) if session.json else click.echo(job.id)
             return
         batch = _drafts(task_type, file, model, options)
-        _submit_many(session, client, batch, options.get("priority"), atomic=atomic)
+        with leaving(LEFT):
+            _submit_many(session, client, batch, options.get("priority"), atomic=atomic)
 
 
 def _submit_many(

@@ -1,7 +1,9 @@
-"""Tables as text: aligned, at most 80 columns wide, the same on a terminal and on a pipe."""
+"""Tables as text: aligned; cut to the width of a terminal, whole on a pipe."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +13,12 @@ import click
 from lmq.cli.errors import clean
 
 WIDTH = 80
-"""Columns of a table: what fits every terminal, and a mail."""
+"""Columns of a text that is wrapped: what fits every terminal, and a mail."""
 GAP = "  "
 MIN_WIDTH = 6
 """A column that must give way keeps this much."""
+NAME_WIDTH = 10
+"""A column gives way down to this before the last one, which says what is going on, has to."""
 SHORT = 6
 """Characters of an id as people name it."""
 
@@ -73,6 +77,13 @@ def table(titles: Sequence[str], rows: Sequence[Row], *, right: Sequence[int] = 
     return [_line(row, widths, right, bold=index == 0) for index, row in enumerate(cells)]
 
 
+def room() -> int:
+    """Return how many columns a line may take: those of the terminal; on a pipe as many as it likes."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return sys.maxsize
+    return shutil.get_terminal_size((WIDTH, 24)).columns
+
+
 def width_of(text: str) -> int:
     """Return how many columns a text takes on a terminal."""
     if text.isascii():
@@ -117,14 +128,15 @@ def _char_width(char: str) -> int:
 
 
 def _fitted(widths: list[int]) -> list[int]:
-    """Return widths that fit: the widest columns give way first."""
-    over = sum(widths) + len(GAP) * (len(widths) - 1) - WIDTH
-    while over > 0:
-        widest = max(range(len(widths)), key=lambda n: (widths[n], n))
-        if widths[widest] <= MIN_WIDTH:
-            break
-        widths[widest] -= 1
-        over -= 1
+    """Return widths that fit: the widest column gives way first, the last one only when all others have."""
+    over = sum(widths) + len(GAP) * (len(widths) - 1) - room()
+    for kept, columns in ((NAME_WIDTH, len(widths) - 1), (MIN_WIDTH, len(widths))):
+        while over > 0 and columns:
+            widest = max(range(columns), key=lambda n: (widths[n], n))
+            if widths[widest] <= kept:
+                break
+            widths[widest] -= 1
+            over -= 1
     return widths
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lmq.cli import session as cli
 from lmq.cli.acting import meant_jobs, tell_ceilings, tell_outcomes
-from lmq.cli.params import DURATION, LABEL, MODEL, PRIORITY, QUEUE, jobs_argument
+from lmq.cli.params import (
+    DURATION,
+    LABEL,
+    MODEL,
+    PRIORITY,
+    QUEUE,
+    STATE,
+    jobs_argument,
+    match_of,
+    match_options,
+)
 from lmq_proto.states import OPEN
 
 if TYPE_CHECKING:
@@ -17,15 +28,19 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 lmq update 7KQ2M9 --priority 8 --model llama-8b
-lmq update --where user=anna --where state=ready --queue night
+lmq update --user anna --state ready --queue night
+lmq update --where queue=night --priority 2
 """
-FILTERS = ("user", "queue", "state", "type", "model", "worker", "key")
+FILTERS = ("user", "queue", "state", "type", "model", "worker", "key", "label")
+CHANGED = ("queue", "model", "label")
+"""Filters of the other commands whose names say here what to change."""
 
 
 @cli.command("update", example=EXAMPLE)
 @jobs_argument
+@partial(match_options, but=CHANGED)
 @click.option("--where", type=LABEL, multiple=True, metavar="FIELD=VALUE",
-              help=f"Filter instead of names: {', '.join(FILTERS)}.")  # fmt: skip
+              help="A filter by its name, as queue=night, model=llama-8b, label=chat=42.")  # fmt: skip
 @click.option("--priority", "-p", type=PRIORITY, metavar="0-9|BAND", help="Larger runs sooner.")
 @click.option("--queue", type=QUEUE, help="Where it waits.")
 @click.option("--model", "-m", type=MODEL, multiple=True, help="Any of these; may be given several times.")
@@ -40,12 +55,13 @@ def command(
 ) -> None:
     """Change jobs that have not ended, by name or by filter. What is not said stays.
 
-    JOB is an id, its last 6 characters, or @last. A filter asks back first, unless --yes.
+    JOB is an id, its last 6 characters, or @last. A filter asks back first, unless --yes. --queue, --model and --label
+    say what the jobs get; to filter by these, write --where.
     """
     changes = changes_of(said)
     if not changes:
         raise click.UsageError("say what to change, as: lmq update 7KQ2M9 --priority 8")
-    match = filter_of(where)
+    match = filter_of(said, where)
     with session.client() as client:
         named = meant_jobs(session, client, "update", job, match, OPEN)
         outcomes = client.update(*named, match=None if named else match, **changes)
@@ -69,18 +85,20 @@ def changes_of(said: dict[str, Any]) -> UpdateOptions:
     return cast("UpdateOptions", changes)
 
 
-def filter_of(where: tuple[tuple[str, str], ...]) -> JobMatch:
-    """Return the SDK's filter from pairs.
+def filter_of(said: dict[str, Any], where: tuple[tuple[str, str], ...]) -> JobMatch:
+    """Return the SDK's filter from the options of `match_options` and from pairs.
 
     Raises:
         UsageError: a field is none to filter by.
     """
-    match: dict[str, Any] = {}
+    match: dict[str, Any] = {name: value for name, value in said.items() if name not in CHANGED}
     for name, value in where:
         if name not in FILTERS:
             raise click.UsageError(f"--where {name}: there is {', '.join(FILTERS)}")
         if name == "state":
-            match.setdefault("states", []).append(value)
+            match["state"] = [*match.get("state", ()), STATE.convert(value, None, None)]
+        elif name == "label":
+            match["label"] = [*match.get("label", ()), LABEL.convert(value, None, None)]
         else:
             match["task_type" if name == "type" else name] = value
-    return cast("JobMatch", match)
+    return match_of(match)

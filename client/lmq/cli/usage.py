@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -14,7 +14,7 @@ from lmq.cli import session as cli, traces
 from lmq.cli.errors import clean
 from lmq.cli.humane import count, number, short_duration
 from lmq.cli.params import UTC_DAY
-from lmq.cli.tables import GAP, WIDTH, Cell, Row, cut, one_line, table, width_of
+from lmq.cli.tables import GAP, Cell, Row, cut, one_line, room, table, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,8 @@ NAME_CHARS = 14
 """So much of a name stands before a column of numbers is left out for it."""
 LEAST_CHARS = 5
 """So much of a name stands in any case."""
+FINE_DIGITS, FINE_BELOW = 4, 0.1
+"""Digits of costs where one is so low that two would say nothing."""
 MS_AN_HOUR = 3_600_000
 
 
@@ -88,7 +90,9 @@ def command(
         raise click.UsageError("ask for one of --csv, --trace and --json")
     price = config.price_hour() if price_hour is None else price_hour
     # A day named as the last one is in.
-    end = until + timedelta(milliseconds=1) if until is not None else None
+    end = max(until, since) + timedelta(milliseconds=1) if until is not None else None
+    if until is not None and day_of(until) < day_of(since):
+        raise click.UsageError(f"--until {day_of(until)} is before --since {day_of(since)}")
     if trace:
         with session.client() as client:
             asked = traces.requests(client, since, end, user or session.as_user)
@@ -104,6 +108,8 @@ def command(
     elif found.rows:
         lines, left_out = usage_table(found, by, price)
         session.lines([period(found, by), *lines])
+        if datetime.now(UTC) - since < timedelta(days=1) and since.astimezone(UTC).time() != time():
+            session.note("(sums are kept by day: all of each day counts)")
         if "WAIT" not in left_out:
             session.note("(WAIT, RUN: half of the jobs took up to the first time, 95 % up to the second)")
         if left_out:
@@ -120,6 +126,11 @@ def period(found: UsageReply, by: Sequence[str]) -> str:
     )
     days = f"{first} to {last} (UTC)" if first < last else f"{first} (UTC)"
     return days + (f", by {', '.join(title_of(name).lower() for name in by)}" if by else "")
+
+
+def day_of(at: datetime) -> date:
+    """Return a time's day in UTC."""
+    return at.astimezone(UTC).date()
 
 
 class Column(NamedTuple):
@@ -201,10 +212,10 @@ def _costs(costs: list[float]) -> list[str]:
 
 def _fitting(numbers: list[Column], names: list[Column]) -> tuple[list[Column], list[str]]:
     """Return the columns of numbers that fit beside the names, and the titles of the others."""
-    room = WIDTH - sum(min(column.width, NAME_CHARS) + len(GAP) for column in names) + len(GAP)
+    left = room() - sum(min(column.width, NAME_CHARS) + len(GAP) for column in names) + len(GAP)
     left_out: list[str] = []
     for title in GIVE_WAY:
-        if sum(column.width + len(GAP) for column in numbers) <= room:
+        if sum(column.width + len(GAP) for column in numbers) <= left:
             break
         left_out += [column.title for column in numbers if column.title == title]
         numbers = [column for column in numbers if column.title != title]
@@ -213,9 +224,9 @@ def _fitting(numbers: list[Column], names: list[Column]) -> tuple[list[Column], 
 
 def _narrowed(names: list[Column], numbers: list[Column]) -> list[Column]:
     """Return the names cut so that no number has to be; the widest columns give way first."""
-    room = WIDTH - sum(column.width + len(GAP) for column in numbers) - len(GAP) * (len(names) - 1)
+    left = room() - sum(column.width + len(GAP) for column in numbers) - len(GAP) * (len(names) - 1)
     widths = [column.width for column in names]
-    while sum(widths) > room and max(widths) > LEAST_CHARS:
+    while sum(widths) > left and max(widths) > LEAST_CHARS:
         widths[widths.index(max(widths))] -= 1
     return [
         Column(column.title, [cut(text, width) for text in column.cells])

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lmq._payloads import priority_of
 from lmq.cli import session as cli
+from lmq.cli.errors import near
 from lmq.cli.held import tell
 from lmq.cli.humane import count, since
 from lmq.cli.list import job_table
-from lmq.cli.params import USER
+from lmq.cli.params import PRIORITY, USER
 from lmq.cli.tables import Cell, Row, table
 from lmq.errors import NotFound
-from lmq_proto.bounds import PRIORITY_MAX, WEIGHT_MAX
+from lmq_proto.bounds import WEIGHT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +67,7 @@ def show_command(session: Session, name: str) -> None:
         states = ["leased", "ready", "asking", "delayed", "blocked"]
         jobs = client.jobs(user=name, states=states, limit=JOBS_SHOWN, oldest_first=True)
     if not rows and given is None and not jobs and shares_as == name:
-        raise NotFound("user", name, sorted({row.user for row in found.users if row.user})[:3])
+        raise NotFound("user", name, near(name, [row.user for row in found.users if row.user]))
     if session.json:
         told = {"users": rows, "allowance": given, "jobs": jobs}
         session.emit({what: cli.jsonable(value) for what, value in told.items()})
@@ -85,21 +87,22 @@ def show_command(session: Session, name: str) -> None:
 @click.argument("name", type=USER)
 @click.option("--weight", type=click.FloatRange(1 / WEIGHT_MAX, WEIGHT_MAX), metavar="NUMBER",
               help="Its share follows it; 1 is what others have.")  # fmt: skip
-@click.option("--ceiling", type=click.IntRange(0, PRIORITY_MAX), metavar="0-9",
+@click.option("--ceiling", type=PRIORITY, metavar="0-9|BAND",
               help="The highest priority that its jobs are given.")  # fmt: skip
 @cli.pass_session
-def set_command(session: Session, name: str, weight: float | None, ceiling: int | None) -> None:
+def set_command(session: Session, name: str, weight: float | None, ceiling: int | str | None) -> None:
     """Give a user a weight or a ceiling, in place of what the broker's configuration says, until reset.
 
     A weight counts at once, also for what waits. A ceiling counts for what is asked for from now on.
     """
     if weight is None and ceiling is None:
         raise click.UsageError(f"say what to give, as: lmq users set {name} --weight 2")
+    highest = None if ceiling is None else priority_of(ceiling)
     with session.client() as client:
-        changed = client.set_user(name, weight=weight, ceiling=ceiling)
+        changed = client.set_user(name, weight=weight, ceiling=highest)
         shares_as = share_of(client.users(), name) if "/" in name and weight is not None else name
     given = [f"weight {weight:g}"] if weight is not None else []
-    given += [f"ceiling {ceiling}"] if ceiling is not None else []
+    given += [f"ceiling {highest}"] if highest is not None else []
     tell(session, name, f"has {' and '.join(given)}", changed, otherwise="had that already")
     if shares_as != name:
         session.note(

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from lmq.cli import session as cli
-from lmq.cli.errors import Failure, Status
+from lmq.cli.errors import Failure, Status, leaving
 from lmq.cli.humane import count, short
 from lmq.cli.params import DURATION, job_ids, jobs_argument
-from lmq.cli.reading import PATIENCE_S, StatusLine, situation
+from lmq.cli.reading import wait_for
 from lmq.cli.tables import STATE_COLORS
 from lmq.errors import WaitTimeout
 
 if TYPE_CHECKING:
-    from lmq.cli.port import JobPort
     from lmq.cli.session import Session
 
 EXAMPLE = """
@@ -38,10 +37,11 @@ def command(session: Session, job: tuple[str, ...], timeout: float | None) -> No
         raise click.UsageError("name the jobs to wait for, as: lmq wait @last")
     deadline_s = None if timeout is None else time.monotonic() + timeout
     states: dict[str, str] = {}
-    with session.client() as client:
+    with leaving("left; the jobs go on"), session.client() as client:
         for job_id in job_ids(client, job):
             try:
-                states[job_id] = _wait(session, client.job(job_id), deadline_s)
+                left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+                states[job_id] = wait_for(session, client.job(job_id), left_s)
             except WaitTimeout as error:
                 # What was asked for, not what the jobs before this one left of it.
                 raise WaitTimeout(error.what, timeout or 0.0) from error
@@ -55,23 +55,3 @@ def command(session: Session, job: tuple[str, ...], timeout: float | None) -> No
         raise Failure(
             f"{count(len(failed), 'job')} not done; type: lmq why {short(failed[0])}", Status.FAILED
         )
-
-
-def _wait(session: Session, job: JobPort, deadline_s: float | None) -> str:
-    """Wait for one job; tell a person who looks on where it is meanwhile.
-
-    Raises:
-        WaitTimeout: the deadline has passed.
-    """
-    status = StatusLine(session)
-    try:
-        while True:
-            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            if not status.is_on or (left_s is not None and left_s <= PATIENCE_S):
-                return job.wait(left_s)
-            try:
-                return job.wait(PATIENCE_S)
-            except WaitTimeout:
-                status.show(lambda: situation(job))
-    finally:
-        status.clear()

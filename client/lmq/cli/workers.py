@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lmq.cli import session as cli
-from lmq.cli.errors import clean
+from lmq.cli.errors import clean, near
 from lmq.cli.held import for_words, tell
 from lmq.cli.humane import duration, held, size
 from lmq.cli.list import job_table
@@ -68,7 +68,7 @@ def show_command(session: Session, name: str) -> None:
         all_workers = client.workers()
         worker = next((one for one in all_workers if one.name == name), None)
         if worker is None:
-            raise NotFound("worker", name, [one.name for one in all_workers][:3])
+            raise NotFound("worker", name, near(name, [one.name for one in all_workers]))
         jobs = client.jobs(worker=name, states=["leased"])
     if session.json:
         session.emit({"worker": cli.jsonable(worker), "jobs": cli.jsonable(jobs)})

@@ -101,6 +101,8 @@ class Terminal:
                 self._at = [int(row or 1) - 1, int(column or 1) - 1]
             elif command == "J":
                 self._rows.clear()
+            elif command == "K":
+                self._rows.pop(self._at[0], None)
             elif command == "m":
                 self.ever_colored = self.ever_colored or any(
                     30 <= int(n or 0) <= 37 for n in numbers.split(";")
@@ -110,12 +112,19 @@ class Terminal:
                 self._rows.clear()
             elif numbers == "?25":
                 self.has_cursor = command == "h"
-            for line in text.splitlines(keepends=True):
-                self._write(line)
+            for char in text:
+                self._write(char)
 
-    def _write(self, line: str) -> None:
+    def _write(self, char: str) -> None:
         row, column = self._at
-        shown = line.rstrip("\r\n")
+        if char == "\r":
+            self._at = [row, 0]
+            return
+        if char == "\n":
+            self._at = [row + 1, 0]
+            return
+        if column == self.columns:
+            row, column = row + 1, 0
         old = self._rows.get(row, "").ljust(column)
-        self._rows[row] = old[:column] + shown + old[column + len(shown) :]
-        self._at = [row + 1, 0] if line.endswith("\n") else [row, column + len(shown)]
+        self._rows[row] = old[:column] + char + old[column + 1 :]
+        self._at = [row, column + 1]

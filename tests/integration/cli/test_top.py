@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_with_130_and_says_so(top: Open) -> None:
     terminal.until("q quit")
     terminal.press("\x03")
     assert terminal.ended() == 130
-    assert "left; what was submitted goes on" in terminal.text()
+    assert "lmq: left" in terminal.text()
     assert_restored(terminal)
 
 

@@ -121,6 +121,17 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> N
     )
 
 
+@pytest.mark.parametrize("url", ["foo", "", "tcp://127.0.0.1", "7766", "http://127.0.0.1:7766", "ipc://"])
+def test_what_is_no_address_is_told_with_one_that_is(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no address; write tcp:"):
+        load(None, {"listen": [url]})
+
+
+def test_an_address_of_each_kind_is_taken() -> None:
+    urls = ["tcp://127.0.0.1:*", "tcp://[::1]:7766", "ipc:///run/lmq.sock"]
+    assert load(None, {"listen": urls}).listen == urls
+
+
 def test_a_file_that_was_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration file"):
         load(tmp_path / "absent.toml", {})

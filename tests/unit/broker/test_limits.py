@@ -447,6 +447,7 @@ def test_only_own_tasks_use_resources() -> None:
     told = outcomes(broker.submit("ann", spec("a", task_type="chat", uses=["gpu"])))[0].error
     assert told is not None
     assert told.fields["field"] == "uses"
+    assert "task types of your own" in told.message
 
 
 def test_a_file_read_again_brings_other_limits_and_a_command_still_wins() -> None:

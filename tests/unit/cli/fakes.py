@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from click.testing import CliRunner, Result
 
 from lmq import (
@@ -28,6 +30,7 @@ from lmq import (
     Why,
     WorkerView,
 )
+from lmq.cli import eventlines, tables, usage
 from lmq.cli.root import root
 from lmq.cli.session import Session
 from lmq.errors import LmqError, NotReachable, WaitTimeout
@@ -83,7 +86,7 @@ class FakeJob:
         return {"body": {}}
 
     def wait(self, timeout_s: float | None = None) -> State:
-        return State(self.status().state)
+        return next((State(job.state) for job in self.broker.found if job.id == self.id), State.DONE)
 
     def result(self, timeout_s: float | None = None) -> object:
         return self._given(self.broker.outcome)
@@ -342,3 +345,12 @@ def run(client: FakeBroker | NoBroker, *words: str, given: str | None = None) ->
     """Run a command line against a client, as on a pipe."""
     session = Session(connect=lambda _: cast("BrokerPort", client))
     return CliRunner().invoke(root, list(words), obj=session, input=given)
+
+
+@contextmanager
+def terminal() -> Iterator[None]:
+    """What is printed goes to a terminal of 80 columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tables, eventlines, usage):
+            patch.setattr(module, "room", lambda: tables.WIDTH)
+        yield

@@ -46,6 +46,22 @@ def test_the_help_of_every_command_shows_an_example(words: tuple[str, ...]) -> N
     assert all(len(line) <= 80 for line in shown.output.splitlines()), "help is wider than 80 columns"
 
 
+def test_the_table_of_commands_names_verbs_that_there_are() -> None:
+    for noun, entry in COMMANDS.items():
+        _, colon, verbs = entry.help.rstrip(".").rpartition(": ")
+        if colon and entry.section == "nouns":
+            shown = run(NoBroker(), noun, "--help").output
+            assert all(f"\n  {verb} " in shown for verb in verbs.split(", ")), noun
+
+
+def test_what_is_missing_is_told_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        root.main(["models", "load", "nope"])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert said[-1] == "lmq: Missing option '--on'; as: lmq models load qwen3-8b --on gpu-1 --wait"
+
+
 def test_every_daemon_that_is_installed_shows_an_example() -> None:
     from lmq.cli.root import daemons
 

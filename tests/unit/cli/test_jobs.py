@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 import pytest
 
-from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, QueueView, Restart
+from lmq import ChatResult, EmbedResult, ErrorInfo, Outcome, Piece, QueueView, Restart, Why
+from lmq.cli import reading
 from lmq.cli.errors import Status, sentence_of, status_of
+from lmq.cli.session import Session
 from lmq.errors import (
     BadField,
     DiskFull,
@@ -25,7 +33,10 @@ from lmq.errors import (
     UnknownModel,
     WaitTimeout,
 )
-from unit.cli.fakes import ID_A, ID_B, FakeBroker, a_job, an_event, health, run
+from unit.cli.fakes import ID_A, ID_B, URL, FakeBroker, FakeJob, a_job, an_event, health, run
+
+if TYPE_CHECKING:
+    from lmq.cli.port import BrokerPort, JobPort
 
 
 def piece(text: str, channel: str = "content") -> Piece:
@@ -85,6 +96,107 @@ def test_a_new_attempt_is_told_beside_the_answer() -> None:
     ended = run(broker, "chat", "x")
     assert ended.stdout == "Bec\nBecause.\n"
     assert "-- attempt 2 begins anew: worker lost --" in ended.stderr
+
+
+def test_a_new_attempt_is_told_with_why_the_one_before_ended() -> None:
+    ended = an_event(2, "released", job_id=ID_A, detail={"code": "x", "error": "its model server stopped"})
+    broker = FakeBroker(text=[piece("Bec"), Restart(3, "given back"), piece("Because.")], streams=[[ended]])
+    assert "-- attempt 3 begins anew: its model server stopped --" in run(broker, "chat", "x").stderr
+    assert broker.did[-1][1]["jobs"] == [ID_A]
+
+
+def test_a_broker_that_does_not_answer_is_told_and_its_late_answer_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "ANSWER_S", 0.0)
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(1)
+        return answers.get(timeout=5)
+
+    status = reading.StatusLine(Session())
+    assert [status.ask(ask), status.ask(ask)] == [reading.NO_WORD] * 2
+    answers.put("next")
+    monkeypatch.setattr(reading, "ANSWER_S", 5.0)
+    assert (status.ask(ask), asked) == ("next", [1])
+
+
+def test_a_broker_that_goes_in_the_middle_of_a_text_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(reading, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(reading, "GAP_S", 0.01)
+    monkeypatch.setattr(reading, "ANSWER_S", 0.01)
+
+    def note(_: Session, sentence: str) -> None:
+        click.echo(sentence)
+        told.set()
+
+    monkeypatch.setattr(Session, "note", note)
+
+    class Looked(reading.StatusLine):
+        def __init__(self, session: Session) -> None:
+            super().__init__(session)
+            self.is_on = True
+
+    class Silent(FakeJob):
+        def why(self) -> Why:
+            told.wait(5)
+            raise NotReachable(URL)
+
+        def pieces(self, **_: object) -> Iterator[Piece | Restart]:
+            yield piece("Bec")
+            assert told.wait(5)
+            yield piece("ause.")
+
+    monkeypatch.setattr(reading, "StatusLine", Looked)
+    broker = FakeBroker()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    reading.print_text(Session(), cast("BrokerPort", broker), cast("JobPort", Silent(ID_A, broker)))
+    assert capsys.readouterr().out.startswith(f"Bec\n-- {reading.NO_WORD} --\n")
+
+
+def test_a_line_about_a_job_is_as_long_as_the_terminal_is_wide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((20, 5)))
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    status = reading.StatusLine(Session())
+    status.is_on = True
+    status.show(lambda: "日本 waits: for\nsomething that is long")
+    status.clear()
+    line, _, rest = click.unstyle(capsys.readouterr().err).partition("\r")
+    assert (line, rest) == ("(日本 waits: for s…", "")
+
+
+def test_who_leaves_before_anything_was_submitted_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lmq.cli.chat.read_pipe", interrupted)
+    ended = run(FakeBroker(), "chat", "-")
+    assert (ended.exit_code, ended.stderr.strip()) == (130, "lmq: left")
+
+
+@pytest.mark.parametrize("words", [("wait",), ("result",), ("stream",)])
+def test_who_leaves_while_a_job_goes_on_is_told_so(words: tuple[str, ...]) -> None:
+    class Left(FakeBroker):
+        def job(self, job_id: str) -> FakeJob:
+            raise KeyboardInterrupt
+
+    ended = run(Left(found=[a_job()]), *words, ID_A)
+    assert ended.exit_code == 130
+    assert "left; the job" in ended.stderr
+
+
+def test_resources_are_offered_where_jobs_may_use_them() -> None:
+    broker = FakeBroker()
+    assert run(broker, "submit", "train", "{}", "--uses", "gpu-1").exit_code == 0
+    assert broker.did[0][2]["uses"] == ["gpu-1"]
+    assert run(broker, "chat", "x", "--uses", "gpu-1").exit_code == 2
 
 
 def test_ctrl_c_in_chat_cancels_and_says_so() -> None:
@@ -253,27 +365,55 @@ def test_a_refused_act_says_why_and_ends_with_its_status() -> None:
     assert "job JZ6EB6 is done; this needs an open job" in ended.stderr
 
 
-def test_update_tells_changes_from_filters() -> None:
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("--user", "anna", "--state", "ready"),
+        ("--where", "user=anna", "--state", "ready"),
+        ("--where", "user=anna", "--where", "state=ready"),
+    ],
+)
+def test_update_tells_changes_from_filters(filters: tuple[str, ...]) -> None:
     broker = FakeBroker(found=[a_job()], outcomes=[Outcome(ID_A, "changed")])
-    ended = run(
-        broker,
-        "-y",
-        "update",
-        "--where",
-        "user=anna",
-        "--where",
-        "state=ready",
-        "--queue",
-        "night",
-        "-p",
-        "2",
-    )
+    ended = run(broker, "-y", "update", *filters, "--queue", "night", "-p", "2")
     assert ended.exit_code == 0, ended.output
     assert broker.did[-1] == (
         "update", (), {"match": {"user": "anna", "states": ["ready"]}, "priority": 2, "queue": "night"}
     )  # fmt: skip
-    assert run(broker, "update", ID_A).exit_code == 2
-    assert run(broker, "update", ID_A, "--where", "colour=red", "-p", "2").exit_code == 2
+
+
+def test_update_filters_by_what_it_also_changes() -> None:
+    broker = FakeBroker(found=[a_job()], outcomes=[Outcome(ID_A, "changed")])
+    ended = run(
+        broker, "-y", "update", "--where", "queue=night", "--where", "label=chat=42", "--queue", "day"
+    )
+    assert ended.exit_code == 0, ended.output
+    match = {
+        "queue": "night",
+        "labels": {"chat": "42"},
+        "states": ["asking", "blocked", "delayed", "leased", "ready"],
+    }
+    assert broker.did[-1] == ("update", (), {"match": match, "queue": "day"})
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "update"])
+def test_what_a_command_without_jobs_proposes_is_understood(verb: str) -> None:
+    change = ["-p", "3"] if verb == "update" else []
+    ended = run(FakeBroker(), verb, *change)
+    assert ended.exit_code == 2
+    assert f"lmq {verb} --user anna" in ended.stderr
+    assert "no job fits that" in run(FakeBroker(), verb, *change, "--user", "anna").stderr
+
+
+def test_update_refuses_what_is_no_change_or_no_filter() -> None:
+    assert run(FakeBroker(), "update", ID_A).exit_code == 2
+    assert run(FakeBroker(), "update", ID_A, "--where", "colour=red", "-p", "2").exit_code == 2
+    assert run(FakeBroker(), "update", "--where", "state=wild", "-p", "2").exit_code == 2
+
+
+def test_an_update_that_changes_nothing_says_so() -> None:
+    broker = FakeBroker(outcomes=[Outcome(ID_A, "unchanged")])
+    assert run(broker, "update", ID_A, "-p", "3").stdout == "JZ6EB6  nothing to change\n"
 
 
 def test_logs_print_what_happened_and_end() -> None:

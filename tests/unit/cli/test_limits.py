@@ -35,6 +35,24 @@ def test_what_is_none_is_refused_with_an_example(of: str, text: str) -> None:
         parse_value(of, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("1k", 1e3), ("1kB", 1e3), ("2 M", 2e6), ("1.5GB", 1.5e9), ("7", 7)]
+)
+def test_sizes_are_written_with_or_without_their_unit(text: str, value: float) -> None:
+    assert parse_value("bytes", text) == (value, 0.0)
+
+
+def test_a_rate_is_used_in_whole_jobs_and_tokens() -> None:
+    limit = view("tokens", 357.031, of="tokens", value=300, per_ms=60_000)
+    text = run(FakeBroker(all_limits=[limit]), "limits").output
+    assert ("357 " in text, "357.0" in text) == (True, False)
+
+
+def test_a_number_below_0_is_told_as_such() -> None:
+    ended = run(FakeBroker(), "limits", "set", "running", "-1")
+    assert (ended.exit_code, "lmq: -1: numbers are 0 or more here" in ended.stderr) == (2, True)
+
+
 def test_set_names_the_limit() -> None:
     broker = FakeBroker()
     result = run(broker, "limits", "set", "running", "2", "--type", "train", "--user", "*")

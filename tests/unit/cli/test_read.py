@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import click
 import pytest
 from hypothesis import given, strategies as st
+from msgspec import structs
 
 from lmq import ErrorInfo, InstanceInfo, Reason, Why, WorkerView
 from lmq.cli import humane, show, tables, workers
 from lmq.cli.eventlines import event_line
+from lmq.cli.list import job_table
 from lmq.cli.why import why_lines
 from lmq_proto.messages import Breaker, Capacity
 from lmq_proto.states import State
 from lmq_worker.concurrency import LimitedBy
-from unit.cli.fakes import ID_A, ID_B, a_job, an_event
+from unit.cli.fakes import ID_A, ID_B, a_job, an_event, terminal
 
 
 @pytest.mark.parametrize(
@@ -60,15 +63,53 @@ def test_sizes() -> None:
     ]  # fmt: skip
 
 
+class Screen(io.StringIO):
+    """A terminal that takes what is printed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_there_is_as_much_room_as_the_terminal_has_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "123")
+    monkeypatch.setattr("sys.stdout", Screen())
+    assert tables.room() == 123
+
+
 @given(st.lists(st.lists(st.text(), min_size=4, max_size=4), max_size=5))
-def test_a_table_fits_80_columns_and_holds_no_control_characters(rows: list[list[str]]) -> None:
+def test_a_table_fits_a_terminal_and_holds_no_control_characters(rows: list[list[str]]) -> None:
     told: list[tables.Row] = [list(row) for row in rows]
-    lines = tables.table(["A", "B", "C", "D"], told, right=(1,))
+    with terminal():
+        lines = tables.table(["A", "B", "C", "D"], told, right=(1,))
     assert len(lines) == len(rows) + 1
     for line in map(click.unstyle, lines):
         assert tables.width_of(line) <= tables.WIDTH
         assert "\x1b" not in line
         assert "\n" not in line
+
+
+LONG_JOB = a_job(
+    user="somebody",
+    models=["a-vendor/a-model-with-a-name-that-goes-on@q4_k_m"],
+    ahead=49,
+    starts_in_s=(0.5, 22),
+)
+
+
+def test_on_a_terminal_the_model_gives_way_before_when_a_job_starts() -> None:
+    with terminal():
+        _, row = map(click.unstyle, job_table([structs.replace(LONG_JOB, created_at_ms=humane.now_ms())]))
+    assert row.startswith("JZ6EB6  waiting  chat  somebody  a-vendor/…")
+    assert row.endswith("  49 ahead, starts within 25 s")
+    assert tables.width_of(row) <= tables.WIDTH
+
+
+def test_on_a_pipe_nothing_is_cut() -> None:
+    _, row = map(click.unstyle, job_table([LONG_JOB]))
+    assert "a-vendor/a-model-with-a-name-that-goes-on@q4_k_m" in row
+    assert "…" not in row
+    long = an_event(1, "refused", user="anna", detail={"reason": "word " * 40})
+    assert click.unstyle(event_line(long)).count("word") == 40
 
 
 def test_columns_stay_aligned_beside_wide_letters() -> None:
@@ -174,7 +215,8 @@ def test_an_event_of_any_kind_is_one_line_that_fits(event: object) -> None:
     from lmq import Event
 
     assert isinstance(event, Event)
-    line = click.unstyle(event_line(event))
+    with terminal():
+        line = click.unstyle(event_line(event))
     assert tables.width_of(line) <= tables.WIDTH + len("2026-11-22 ")
     assert "\n" not in line
     assert "\x1b" not in line

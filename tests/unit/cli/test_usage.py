@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 from lmq import UsageReply, UsageRow
 from lmq.cli import humane, tables
 from lmq.cli.usage import usage_table
-from unit.cli.fakes import DAY_MS, FakeBroker, run
+from unit.cli.fakes import DAY_MS, FakeBroker, run, terminal
 
 HOUR_MS = 3_600_000
 
@@ -140,7 +140,8 @@ def test_a_row_whose_only_number_has_no_room_is_left_out() -> None:
     gone = UsageRow(user="root", model="fast", task_type="chat", cancelled=1)
     total = a_row(done=10**5, cancelled=10**6, expired=10**6)
     broker = FakeBroker(sums=[busy, gone], total=total)
-    ended = run(broker, "usage", "--by", "user,model,type", "--price-hour", "1")
+    with terminal():
+        ended = run(broker, "usage", "--by", "user,model,type", "--price-hour", "1")
     assert "root" not in ended.stdout
     assert (
         "(no room here for EXP., CANC., WAIT, RUN, nor for rows with nothing else; --csv has all)"
@@ -171,9 +172,9 @@ def test_whatever_was_used_the_table_fits_and_no_number_is_cut(
     rows: list[UsageRow], order: list[str], columns: int, price: float | None
 ) -> None:
     by = order[:columns]
-    lines, _ = usage_table(
-        UsageReply(request_id=1, since_ms=0, until_ms=DAY_MS, rows=rows, total=rows[0]), by, price
-    )
+    reply = UsageReply(request_id=1, since_ms=0, until_ms=DAY_MS, rows=rows, total=rows[0])
+    with terminal():
+        lines, _ = usage_table(reply, by, price)
     head, *shown = [click.unstyle(line) for line in lines]
     numbers = len(head) - head.index("DONE") - len("DONE")
     for line in [head, *shown]:
@@ -185,7 +186,10 @@ def test_columns_that_have_no_room_are_named() -> None:
     row = UsageRow(
         user="u" * 30, model="m" * 30, task_type="t" * 30, done=10**5, cancelled=10**6, expired=10**6
     )
-    ended = run(FakeBroker(sums=[row], total=row), "usage", "--by", "user,model,type", "--price-hour", "1")
+    words = ["usage", "--by", "user,model,type", "--price-hour", "1"]
+    assert "no room" not in run(FakeBroker(sums=[row], total=row), *words).stderr
+    with terminal():
+        ended = run(FakeBroker(sums=[row], total=row), *words)
     assert (
         "(no room here for EXP., CANC., WAIT, RUN, nor for rows with nothing else; --csv has all)"
         in ended.stderr
@@ -193,6 +197,35 @@ def test_columns_that_have_no_room_are_named() -> None:
     assert ended.stdout.splitlines()[1].split() == [
         "USER", "MODEL", "TYPE", "DONE", "PROMPT", "OUTPUT", "ENGINE", "COST",
     ]  # fmt: skip
+
+
+def test_a_row_that_would_be_zeros_for_want_of_room_is_left_to_the_csv() -> None:
+    row = a_row("u" * 14, model="m" * 14, task_type="t" * 14, expired=1)
+    gone = UsageRow(user="root", model="fast", task_type="chat", cancelled=1)
+    broker = FakeBroker(sums=[row, row, gone], total=row)
+    with terminal():
+        ended = run(broker, "usage", "--by", "user,model,type")
+    assert "CANC." in ended.stderr
+    assert "root" not in ended.stdout
+    assert "root" in run(broker, "usage", "--by", "user,model,type").stdout
+
+
+def test_low_costs_have_more_digits() -> None:
+    rows = [a_row("ann", engine_ms=HOUR_MS // 100), a_row("tom", engine_ms=HOUR_MS)]
+    shown = run(FakeBroker(sums=rows, total=rows[1]), "usage", "--price-hour", "0.4").stdout.splitlines()
+    assert [line.split()[-1] for line in shown[2:4]] == ["0.4000", "0.0040"]
+
+
+def test_an_end_before_the_beginning_is_told_in_days() -> None:
+    ended = run(FakeBroker(), "usage", "--since", "2026-11-18", "--until", "2026-01-01")
+    assert (ended.exit_code, "--until 2026-01-01 is before --since 2026-11-18" in ended.stderr) == (2, True)
+    same = asked("--since", "2026-11-18T12:00+00:00", "--until", "2026-11-18")
+    assert same["since"] < same["until"] < datetime(2026, 11, 19, tzinfo=UTC)
+
+
+def test_hours_are_told_to_be_a_whole_day() -> None:
+    assert "all of each day" in run(two_users(), "usage", "--since", "1s").stderr
+    assert "all of each day" not in run(two_users(), "usage", "--since", "7d").stderr
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,19 @@ def test_a_user_that_nobody_knows_is_not_found() -> None:
     assert run(broker_with(a_row("anna")), "users", "show", "nobody").exit_code == 3
 
 
+def test_a_user_that_is_not_there_names_the_nearest_if_any_is_near() -> None:
+    assert "nearest: anna" in run(broker_with(a_row("anna"), a_row("cleo")), "users", "show", "ana").stderr
+    assert (
+        "no user 'zzz'; type: lmq users\n" in run(broker_with(a_row("anna")), "users", "show", "zzz").stderr
+    )
+
+
+def test_a_ceiling_may_be_the_name_of_a_band() -> None:
+    broker = broker_with()
+    assert run(broker, "users", "set", "anna", "--ceiling", "normal").stdout == "anna has ceiling 5\n"
+    assert broker.did == [("set_user", "anna", {"weight": None, "ceiling": 5})]
+
+
 def test_a_weight_and_a_ceiling_are_given() -> None:
     broker = broker_with()
     ended = run(broker, "users", "set", "anna", "--weight", "2", "--ceiling", "6")

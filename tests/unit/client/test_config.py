@@ -80,3 +80,11 @@ def test_an_address_without_host_or_port_is_told_with_one_that_has_both(text: st
 )
 def test_an_address_with_host_and_port_or_a_path_is_taken(text: str) -> None:
     assert config.load(text).urls == (text if "://" in text else f"tcp://{text}",)
+
+
+@pytest.mark.parametrize(("timeout_s", "connect_timeout_s"), [(30.0, 10.0), (60.0, 10.0), (2.0, 2.0)])
+def test_a_broker_that_is_not_there_is_told_before_a_command_times_out(
+    timeout_s: float, connect_timeout_s: float
+) -> None:
+    with lmq.Client("tcp://127.0.0.1:1", timeout_s=timeout_s) as client:
+        assert client._connect_timeout_s == connect_timeout_s

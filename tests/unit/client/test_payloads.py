@@ -12,6 +12,7 @@ import pytest
 
 import lmq
 from lmq import _payloads, results
+from lmq._commands import job_filter
 from lmq._sync_job import EmbedJob
 from lmq_proto import ids
 from lmq_proto.errors import BadField, ProtocolError
@@ -86,6 +87,22 @@ def test_messages_need_roles_and_texts_need_to_be_there() -> None:
         lmq.embed_drafts([])
 
 
+def test_what_is_empty_or_no_prompt_is_told_before(tmp_path: Path) -> None:
+    for prompt in (" \n", None, 3, {"role": "user", "content": "Hi"}):
+        with pytest.raises(lmq.errors.BadPayload, match="prompt: "):
+            lmq.chat_draft(cast("str", prompt))
+    with pytest.raises(lmq.errors.BadPayload, match=r"texts\[1\]: is empty"):
+        _payloads.embed(["a", ""], model=None, extra=None, options={})
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG")
+    assert lmq.chat_draft("", images=[picture]).spec.task_type == "chat"
+
+
+def test_filters_that_there_are_not_are_told_with_those_there_are() -> None:
+    with pytest.raises(TypeError, match=r"unknown filters: state; there are: .*states"):
+        job_filter(cast("lmq.JobMatch", {"state": ["ready"]}))
+
+
 def test_the_prompt_is_estimated_by_its_characters() -> None:
     assert lmq.chat_draft("x" * 4000).spec.prompt_tokens == 1000
     assert lmq.complete_draft("x" * 400).spec.prompt_tokens == 100
@@ -114,6 +131,12 @@ def test_a_job_depends_on_ids_drafts_and_all_that_is_under_a_handle() -> None:
         many = EmbedJob(q, cast("list[Job[EmbedResult]]", parts))
         spec = lmq.draft("echo", depends_on=[first, first.id, handle, many]).spec
     assert spec.parents == [first.spec.id, other.spec.id, bytes(16), b"\x01" * 16]
+
+
+def test_a_job_may_depend_on_one_job_as_it_stands() -> None:
+    first = lmq.draft("echo")
+    for one in (first, first.id):
+        assert lmq.draft("echo", depends_on=one).spec.parents == [first.spec.id]
 
 
 def test_a_status_names_parents_as_people_do() -> None:

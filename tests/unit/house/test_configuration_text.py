@@ -139,10 +139,14 @@ def test_sighup_changes_what_the_page_says(key: str) -> None:
         assert new != BrokerConfig().settings(), "the example of another value is none"
 
 
-@pytest.mark.parametrize("variable", ["JOBS_OPEN", "LISTEN"])
-def test_the_environment_gives_what_is_no_table(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"LMQ_BROKER_{variable}", "7")
-    assert getattr(broker_config.load(None, {}), variable.lower()) in (7, ["7"])
+@pytest.mark.parametrize(
+    ("variable", "text", "value"), [("JOBS_OPEN", "7", 7), ("LISTEN", "ipc:///run/b", ["ipc:///run/b"])]
+)
+def test_the_environment_gives_what_is_no_table(
+    variable: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"LMQ_BROKER_{variable}", text)
+    assert getattr(broker_config.load(None, {}), variable.lower()) == value
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ LEAST_ROWS = 2
 """Rows that a pane keeps where there is too little room for all, beside its title."""
 LEAST_WIDTH, LEAST_HEIGHT = 40, 10
 BOX_WIDTH = 84
+INDENT = 10
+"""Of what goes on in the next row of a box, as the answer to why has it."""
 LEFT = (Pane.USERS, Pane.QUEUES, Pane.WORKERS)
 RIGHT = (Pane.RUNNING, Pane.WAITING)
 
@@ -241,10 +244,11 @@ def _put_box(lines: list[Line], popup: Popup, width: int, height: int) -> None:
     inner = min(
         BOX_WIDTH, width - 4, max(width_of(popup.title), *(width_of(line) for line in popup.lines)) + 2
     )
-    room = min(len(popup.lines), height - 4)
-    top = min(popup.top, max(0, len(popup.lines) - room))
-    shown = popup.lines[top : top + room]
-    hint = "any key closes" if room == len(popup.lines) else f"{top + 1}-{top + room} of {len(popup.lines)}"
+    rows = [row for line in popup.lines for row in _wrapped(line, inner - 1)]
+    room = min(len(rows), height - 4)
+    top = min(popup.top, max(0, len(rows) - room))
+    shown = rows[top : top + room]
+    hint = "any key closes" if room == len(rows) else f"{top + 1}-{top + room} of {len(rows)}"
     title = f"─ {one_line(popup.title)} "
     box = [f"┌{title}{'─' * (inner - width_of(title))}┐"]
     box += [f"│{text_of(fitted(plain(f' {line}'), inner))}│" for line in shown]
@@ -253,3 +257,10 @@ def _put_box(lines: list[Line], popup: Popup, width: int, height: int) -> None:
     for number, text in enumerate(box, start_row):
         under = fitted(lines[number], width)
         lines[number] = (*part_of(under, 0, start), (text, ""), *part_of(under, start + inner + 2, width))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return the rows that a line takes; what goes on stands indented."""
+    if width_of(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=" " * min(INDENT, width // 2))

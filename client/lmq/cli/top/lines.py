@@ -122,9 +122,15 @@ def beside(left: Sequence[Line], right: Sequence[Line], width: int, divider: str
 
 
 def widths_of(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> dict[int, int]:
-    """Return which columns are shown, by index, and how wide."""
+    """Return which columns are shown, by index, and how wide.
+
+    Which are shown goes by the width alone, so that none comes and goes with what is in the rows.
+    """
     wanted = [
-        min(max([width_of(each.title), *(_width_of_cell(row[n], each) for row in rows)]), each.most)
+        max(
+            each.least,
+            min(max([width_of(each.title), *(_width_of_cell(row[n], each) for row in rows)]), each.most),
+        )
         for n, each in enumerate(columns)
     ]
 
@@ -133,7 +139,7 @@ def widths_of(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: 
 
     shown: list[int] = []
     for index in sorted(range(len(columns)), key=lambda n: (-columns[n].worth, n)):
-        if not shown or over({n: min(wanted[n], columns[n].least) for n in (*shown, index)}) <= 0:
+        if not shown or over({n: columns[n].least for n in (*shown, index)}) <= 0:
             shown.append(index)
     shown.sort()
     widths = {n: wanted[n] for n in shown}

@@ -448,4 +448,5 @@ HELP = (
     "Nothing is done before you have said y.",
     "A bar shows the share received in the last minute, │ the share wanted.",
     "It is yellow where a user who waits gets less than half of its share.",
+    "Owed: engine time that a band is behind its own share, which it gets next.",
 )

@@ -83,6 +83,8 @@ def _titled(title: str, pane: Pane, sort: str) -> str:
 
 # --- users and bands -------------------------------------------------------------------------------------------------
 
+_POOLS = {"llm": "models"}
+"""How a pool is called on the screen, where it is not by its own name: what runs on endpoints."""
 _USER_COLUMNS = (
     Column("", least=15, most=28, worth=9),
     Column("WEIGHT", least=6, right=True, worth=2),
@@ -95,7 +97,7 @@ _USER_COLUMNS = (
 
 
 def _users(view: View, sort: str) -> Table:
-    """Bands with anything in them, each with its users."""
+    """Bands with anything in them, each with its users; who neither waits nor runs stands below who does."""
     rows: list[Row] = []
     users = view.users
     several = len({band.pool for band in users.bands}) > 1
@@ -105,16 +107,19 @@ def _users(view: View, sort: str) -> Table:
         "waits": lambda row: (-row.queued, row.user),
     }
     above: dict[str, int] = {}
+    idle: list[Row] = []
     for band in users.bands:
         found = [row for row in users.users if (row.pool, row.band) == (band.pool, band.name)]
         top = above.get(band.pool, PRIORITY_MAX)
         above[band.pool] = band.lowest - 1
         if not (found or band.queued or band.running):
             continue
-        rows.append(_band_row(band, top, name_pool=several))
         # A user of an app may stand in its row.
         shown = [row for row in found if f"{view.user}/".startswith(f"{row.user}/") or not view.user]
-        rows += [_user_row(row) for row in sorted(shown, key=order[sort])]
+        shown.sort(key=lambda row: (not (row.queued or row.running), order[sort](row)))
+        place = rows if band.queued or band.running else idle
+        place += [_band_row(band, top, name_pool=several), *map(_user_row, shown)]
+    rows += idle
     if rows and not users.has_shares:
         words = f"  users have no shares: policy {users.policy} goes by priority, then arrival"
         rows.append(Row("no-shares", line=plain(words, "dim")))
@@ -124,11 +129,11 @@ def _users(view: View, sort: str) -> Table:
 
 def _band_row(band: BandView, top: int, *, name_pool: bool) -> Row:
     priorities = f"{band.lowest}-{top}" if top > band.lowest else str(top)
-    name = f"{band.pool} {band.name}" if name_pool else band.name
+    pool = f" of {_POOLS.get(band.pool, band.pool)}" if name_pool else ""
     owed = f"owed {duration(band.owed_ms / 1000)}" if band.owed_ms >= 1000 else ""
     return Row(
         f"band/{band.pool}/{band.name}",
-        ((one_line(f"{name} {priorities}"), "bold"), ("", ""), (f"{band.running:,}", "bold"),
+        ((one_line(f"{band.name} {priorities}{pool}"), "bold"), ("", ""), (f"{band.running:,}", "bold"),
          (f"{band.queued:,}", "bold"),
          (f"≥{band.share_ratio:.0%}" if band.share_ratio else "", "dim"), (owed, "dim"), ("", "")),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lmq import BandView, InstanceInfo, Users
 from lmq.cli.tables import width_of
 from lmq.cli.top.draw import draw, first_shown, heights_of
 from lmq.cli.top.lines import Bar, Column, apart, fitted, part_of, plain, row_of, text_of, widths_of
-from lmq.cli.top.model import HELP, Model
+from lmq.cli.top.model import HELP, Model, Popup
 from lmq.cli.top.panes import Pane
 from lmq_proto.messages import Breaker, Hold
 from unit.cli.fakes import health
@@ -101,8 +102,33 @@ def test_a_band_of_one_priority_and_several_pools_are_named() -> None:
         users=[a_user("anna", pool="tasks/training", band="now")],
     )
     model = a_model(a_view(users=users))
-    assert line_with(model, "llm now 9")
-    assert line_with(model, "tasks/training now 9")
+    assert line_with(model, "now 9 of models")
+    assert line_with(model, "now 9 of tasks/training")
+
+
+def test_who_neither_waits_nor_runs_stands_below_who_does() -> None:
+    bands = [
+        BandView(pool="llm", name="interactive", lowest=7),
+        BandView(pool="llm", name="normal", lowest=0, queued=82),
+    ]
+    idle = [a_user(f"idle{n}", band="interactive", received_ratio=0.1) for n in range(9)]
+    rows = [*idle, a_user("anna", received_ratio=0.2), a_user("ben", queued=82)]
+    users = Users(request_id=1, policy="blfq", has_shares=True, bands=bands, users=rows)
+    keys = [row.key for row in a_model(a_view(users=users)).table(Pane.USERS).rows]
+    assert keys[:4] == [
+        "band/llm/normal", "user/llm/normal/ben", "user/llm/normal/anna", "band/llm/interactive",
+    ]  # fmt: skip
+    assert any(line.startswith("  ben") for line in screen(a_model(a_view(users=users)), 80, 24))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+@pytest.mark.parametrize("pane", Pane)
+def test_which_columns_are_shown_does_not_change_with_what_is_in_them(pane: Pane, width: int) -> None:
+    columns = a_model().table(pane).columns
+    short, long = ([("x" * length, "")] * len(columns) for length in (1, 60))
+    shown = [widths_of(columns, rows, width) for rows in ([], [short], [long])]
+    assert shown[0].keys() == shown[1].keys() == shown[2].keys()
+    assert shown[0] == shown[1]
 
 
 def test_where_users_have_no_shares_that_is_said() -> None:
@@ -208,6 +234,14 @@ def test_a_long_answer_is_scrolled_in_its_box() -> None:
     assert any("1-20 of 50" in line for line in screen(model))
     model, _ = after(model, "pagedown", "j")
     assert any("12-31 of 50" in line for line in screen(model))
+
+
+def test_a_line_longer_than_its_box_goes_on_in_the_next_row() -> None:
+    answer = f"JZ6EB6 chat anna {'m' * 50}   waiting 5 s, 49 ahead, starts within 25 s"
+    model = replace(a_model(), popup=Popup("why", (answer,)))
+    box = [line[line.index("│ ") : line.rindex("│")] for line in screen(model, 80, 24) if line.count("│ ")]
+    rows = [row.strip("│ ") for row in box if row]
+    assert " ".join(rows).split() == answer.split()
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
