@@ -4,6 +4,7 @@ import msgspec
 
 from lmq_broker.core import aliases, leases, limiting, models, orders
 from lmq_broker.core.policies.foreseen import Parts
+from lmq_broker.core.policies.placing import BUDGET_RATIO
 from lmq_broker.core.state import BrokerState, Instance, Job, Worker
 from lmq_broker.core.stimuli import Now
 from lmq_broker.core.words import counted, how_long, in_words
@@ -151,6 +152,16 @@ def _why_not_on(
     if holds[0] is not None and all(holds):
         text, details = limiting.sentence_of(holds[0], now)
         return Reason(code="limit", text=text, fields=details)
+    lacks = [parts.placing.lacks_tokens(job, each) for each in fitting if each.leased < each.slots]
+    if lacks and all(lacks) and lacks[0] is not None:
+        taken, need = lacks[0]
+        budget = int(BUDGET_RATIO * fitting[0].budget_tokens)
+        text = (
+            f"what runs on {worker.name} may come to {taken:,} of the {budget:,} tokens that its cache has room for, "
+            f"and this needs {need:,}"
+        )
+        fields = {"worker": worker.name, "used": taken, "needs": need, "limit_value": budget}
+        return Reason(code="budget", text=text, fields=fields)
     return None
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lmq_broker.core.effects import SendWork
 from lmq_broker.core.settings import Settings
 from lmq_proto.errors import ErrorInfo
-from lmq_proto.messages import Limit
-from unit.broker.builders import a_broker, idle, instance, job_id, ready, running, started
+from lmq_proto.messages import Limit, Why, WhyReply
+from unit.broker.builders import a_broker, idle, instance, job_id, ready, running, sent, started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +157,9 @@ def test_an_instance_takes_no_more_tokens_than_its_budget() -> None:
     jobs = [ready(f"c{n}", task_type="chat", prompt_tokens=300, output_tokens=100) for n in range(3)]
     broker = a_broker(jobs=jobs, workers=[idle("w1", instances=[chat])], settings=FAIR)
     assert started(broker.turn(), "w1") == ["c0", "c1"]
+    why = sent(broker.says("ann", Why(request_id=8, job_id=job_id("c2"))), "ann", WhyReply)[0]
+    assert [each.code for each in why.reasons] == ["budget"]
+    assert why.reasons[0].fields == {"worker": "w1", "used": 800, "needs": 400, "limit_value": 900}
     broker.reports("w1", "c0", "complete", prompt_tokens=300, output_tokens=50)
     assert started(broker.turn(), "w1") == ["c2"]
 

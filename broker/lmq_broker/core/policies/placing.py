@@ -220,7 +220,7 @@ class Placing:
             contest = self._contests.get(worker.name)
             if contest is not None and not self._may_pass(head, band, instance, contest):
                 continue
-            if instance.budget_tokens and not self._has_tokens(job, instance):
+            if self.lacks_tokens(job, instance):
                 continue
             bucket = self._limits.blocks_at(job, instance)
             if bucket is not None:
@@ -231,11 +231,18 @@ class Placing:
                 break
         return best, holds if best is None else None
 
-    def _has_tokens(self, job: Job, instance: Instance) -> bool:
-        """Tell whether a job fits beside what runs: one that overflows a shared cache ends all the others too."""
+    def lacks_tokens(self, job: Job, instance: Instance) -> tuple[int, int] | None:
+        """Return the tokens that what runs may come to and those that a job needs, if both are too many together.
+
+        One that overflows a shared cache ends all the others too.
+        """
+        if not instance.budget_tokens:
+            return None
         taken = self._engines.tokens(instance)
         need = self._costs.tokens(job, instance.model)
-        return not taken or taken + need <= BUDGET_RATIO * instance.budget_tokens
+        if not taken or taken + need <= BUDGET_RATIO * instance.budget_tokens:
+            return None
+        return int(taken), int(need)
 
     def _reserved(self, band: Band, instance: Instance) -> int:
         """Return the slots that a band leaves free for stricter ones that have come lately."""
