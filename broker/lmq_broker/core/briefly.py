@@ -40,11 +40,26 @@ def briefly(state: BrokerState, job: Job, found: Found, now: Now) -> str:
     """Return what keeps a ready job from running, but for those ahead of it; empty: nothing."""
     if state.disk.trouble:
         return "disk trouble"
-    hold = state.queue_holds.get(job.queue)
-    if hold is not None and hold.kind == "pause":
+    if _is_paused(state, job):
         return "queue paused"
     if state.limits.active and _is_limited(state, job, found, now):
         return WORDS["limit"]
+    return _of_lane(state, job, found, now)
+
+
+def is_to_go(state: BrokerState, job: Job, found: Found, now: Now) -> bool:
+    """Tell whether a ready job starts once its turn comes, in the line or at a limit that lets others through."""
+    if state.disk.trouble or _is_paused(state, job) or _of_lane(state, job, found, now):
+        return False
+    return all(each.limit.value > 0 for each in state.limits.taken_by(job.user, job.queue, job.task_type))
+
+
+def _is_paused(state: BrokerState, job: Job) -> bool:
+    hold = state.queue_holds.get(job.queue)
+    return hold is not None and hold.kind == "pause"
+
+
+def _of_lane(state: BrokerState, job: Job, found: Found, now: Now) -> str:
     # Which band it is in has no part in where it can run.
     lane = lane_of(job)
     words = found.lanes.get(lane)

@@ -1,6 +1,6 @@
 """Limits at submit: whether they have room, and when one that is full has some again, as far as that is known."""
 
-from lmq_broker.core.briefly import WORDS, Found, briefly
+from lmq_broker.core.briefly import Found, is_to_go
 from lmq_broker.core.chronicle import full
 from lmq_broker.core.limits import COUNTED, Bucket, burst_of, covers
 from lmq_broker.core.state import BrokerState, Job
@@ -55,7 +55,7 @@ def _look(state: BrokerState, bucket: Bucket, now: Now) -> float | None:
     for job in state.jobs.values():
         if not covers(bucket.limit, bucket.subject, (job.user, job.queue, job.task_type, "", "")):
             continue
-        if job.state is State.READY and briefly(state, job, found, now) in ("", WORDS["limit"]):
+        if job.state is State.READY and is_to_go(state, job, found, now):
             return 0.0
         if job.state is State.DELAYED:
             wait_ms = max(1.0, _due_in_ms(job, now))

@@ -172,6 +172,23 @@ def test_what_a_pause_holds_is_not_said_to_go_soon() -> None:
     assert refused.message.endswith("until when is not known")
 
 
+@pytest.mark.parametrize(("running_max", "is_known"), [(0, False), (1, True)])
+def test_what_a_limit_holds_goes_soon_unless_that_lets_nothing_through(
+    running_max: int, is_known: bool
+) -> None:
+    broker = a_broker(jobs=[running("y"), running("x"), ready("a")], workers=[idle("w1", slots=2)])
+    broker.reports("w1", "y", "complete")
+    sets(broker, "queued", 1)
+    sets(broker, "running", running_max)
+    assert (again_in(broker) is not None) is is_known
+
+
+def test_what_no_worker_takes_is_not_said_to_go_soon_at_whatever_limit() -> None:
+    broker = full_of(ready("a", task_type="paint"), workers=[idle("w1")])
+    sets(broker, "running", 1)
+    assert again_in(broker) is None
+
+
 def test_what_waits_for_a_worker_is_not_said_to_go_soon_until_one_comes() -> None:
     broker = full_of(ready("a"), ready("b", delay_ms=60_000))
     assert again_in(broker) == 60.0, "a worker may have come for the second by then"
