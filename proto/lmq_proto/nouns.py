@@ -210,6 +210,7 @@ class HealthReply(Part, frozen=True, kw_only=True):
     uptime_ms: int
     counts: dict[str, int]
     ended: dict[str, int] = {}
+    ended_last_min: int = 0
     """Jobs that reached each final state since the start."""
     refused: dict[str, int] = {}
     """Commands refused since the start, by error code."""

@@ -18,7 +18,8 @@ Out = list[Effect]
 LEDGER = "ledger/"
 """Prefix of the journal's names for what a policy keeps."""
 _RATE_WINDOW_S = 30
-"""Where nothing says when there will be room."""
+"""In which ends of jobs say how fast there is room."""
+_ENDS_KEPT_S = 60
 FULL = "full"
 """The trouble of a disk that takes no more records."""
 
@@ -169,15 +170,21 @@ def channel(state: BrokerState, job_id: bytes) -> bytes:
 
 
 def count_end(state: BrokerState, now: Now) -> None:
-    """Note that a job ended now, for `retry_after_s`."""
+    """Note that a job ended now."""
     second = now.mono_ms // 1000
     ends = state.ends_lately
     if ends and ends[-1][0] == second:
         ends[-1] = (second, ends[-1][1] + 1)
         return
     ends.append((second, 1))
-    while ends[0][0] < second - _RATE_WINDOW_S:
+    while ends[0][0] < second - _ENDS_KEPT_S:
         ends.popleft()
+
+
+def ended_within(state: BrokerState, seconds: int, now: Now) -> int:
+    """Return how many jobs ended in so many seconds up to now, a minute at most."""
+    since = now.mono_ms // 1000 - seconds
+    return sum(count for at, count in state.ends_lately if at >= since)
 
 
 def full(
@@ -203,6 +210,5 @@ def _room_in_ms(state: BrokerState, over: int, user: str, now: Now) -> float | N
     wait_ms = state.eta.ends_in_ms(over, user, now)
     if wait_ms is not None:
         return wait_ms
-    second = now.mono_ms // 1000
-    ended = sum(count for at, count in state.ends_lately if at >= second - _RATE_WINDOW_S)
+    ended = ended_within(state, _RATE_WINDOW_S, now)
     return over * _RATE_WINDOW_S * 1000 / ended if ended else None

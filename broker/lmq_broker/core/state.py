@@ -503,5 +503,5 @@ class BrokerState(msgspec.Struct):
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     stale_results: int = 0
     ends_lately: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
-    """(monotonic second, jobs ended in it), the last 30 of them."""
+    """(monotonic second, jobs ended in it), of the last minute."""
     meters: Meters = msgspec.field(default_factory=Meters)

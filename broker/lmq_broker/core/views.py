@@ -19,6 +19,7 @@ from lmq_broker.core.chronicle import (
     FULL,
     Out,
     channel,
+    ended_within,
     inform,
     number_of,
     numbers_of,
@@ -74,6 +75,7 @@ from lmq_proto.messages import (
 from lmq_proto.states import OPEN, State
 
 _QUEUE_EVERY_MS = 250
+_MINUTE_S = 60
 _PAGE_BYTES = bounds.HEADER_BYTES - 64 * 1024
 """What the views of one reply may take; the ids that are missing take less than the rest."""
 _STARTS_LATER = (State.DELAYED, State.BLOCKED)
@@ -355,6 +357,7 @@ def health(state: BrokerState, out: Out, session: Session, command: Health, now:
         request_id=command.request_id, software=state.software, protocol=bounds.PROTOCOL_NEWEST,
         broker_id=state.broker_id, epoch=state.epoch, wall_ms=now.wall_ms, uptime_ms=now.mono_ms - state.started_ms,
         counts=counts(state), ended=dict(state.ended), refused=dict(state.refused),
+        ended_last_min=ended_within(state, _MINUTE_S, now),
         stale_results=state.stale_results, cursor=state.last_seq, sessions=len(state.sessions),
         workers=sum(worker.peer is not None for worker in state.workers.values()), journal_path=host.journal_path,
         journal_bytes=host.journal_bytes, journal_free_bytes=host.journal_free_bytes,

@@ -262,6 +262,21 @@ def test_a_backup_is_answered_when_the_copy_is_whole() -> None:
     assert (refused.code, refused.fields["why"]) == ("backup_failed", "no space")
 
 
+def test_health_counts_the_ends_of_the_last_minute_for_whoever_asks_whenever() -> None:
+    broker = a_broker(jobs=[ready(name) for name in "abc"])
+
+    def ended() -> int:
+        return sent(broker.says("ann", Health(request_id=5)), "ann", HealthReply)[0].ended_last_min
+
+    broker.cancel("ann", "a", "b")
+    assert ended() == 2
+    broker.pass_time(40_000, hearing=["ann"])
+    broker.cancel("ann", "c")
+    assert ended() == 3
+    broker.pass_time(30_000, hearing=["ann"])
+    assert ended() == 1
+
+
 # --- latest values ----------------------------------------------------------------------------------------------------
 
 

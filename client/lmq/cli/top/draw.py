@@ -67,7 +67,7 @@ def draw(model: Model, width: int, height: int) -> list[Line]:
 def _header(model: Model, view: View, width: int) -> list[Line]:
     """Return who the broker is and how it is; what is wrong stands out."""
     health = view.health
-    ended = f"{model.rate.per_min:,.0f} ended/min" if model.rate.per_min is not None else ""
+    ended = f"{health.ended_last_min:,} ended/min"
     policy = f"policy {view.users.policy}"
     first = apart(
         (("lmq ", "bold"), (f"  {one_line(view.url)}   up {duration(health.uptime_ms / 1000)}   {policy}", "")),

@@ -13,7 +13,7 @@ from lmq.cli.humane import held, short
 from lmq.cli.params import parse_duration
 from lmq.cli.tables import one_line
 from lmq.cli.top.panes import SORTS, Pane, Row, Table, named, table_of
-from lmq.cli.top.view import Rate, Swaps, View
+from lmq.cli.top.view import Swaps, View
 from lmq_proto.bounds import PRIORITY_MAX
 
 if TYPE_CHECKING:
@@ -196,7 +196,6 @@ class Model:
     """Monotonic, as last told."""
     seen_s: float = 0.0
     """When the broker was last heard."""
-    rate: Rate = field(default_factory=Rate)
     swaps: Swaps = field(default_factory=Swaps)
 
     @property
@@ -255,8 +254,7 @@ def _seen(model: Model, seen: Seen) -> Model:
     model = replace(_at(model, seen.now_s), seen_s=seen.now_s)
     if seen.view.user != model.user:
         return model
-    ended = sum(seen.view.health.ended.values())
-    model = replace(model, view=seen.view, rate=model.rate.after(seen.now_s, ended))
+    model = replace(model, view=seen.view)
     selected, places = dict(model.selected), dict(model.places)
     for pane in Pane:
         rows = model.table(pane).rows

@@ -14,7 +14,6 @@ OLDEST_SHOWN = 60
 NEWEST_SHOWN = 40
 """Jobs that wait: where there are more, the first to start may be among the newest."""
 WAITING_STATES = ("ready", "asking", "delayed", "blocked")
-RATE_WINDOW_S = 60.0
 HOUR_MS = 3_600_000
 SWAP_KINDS = ("model_loaded", "model_unloaded", "worker_up")
 
@@ -52,32 +51,6 @@ def look(client: BrokerPort, user: str = "") -> View:
         client.url, client.health(), client.users(), client.queues(), client.workers(), client.models(), running,
         waiting, user,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How many jobs end a minute, over the last minute that was watched."""
-
-    seen: tuple[tuple[float, int], ...] = ()
-    """(monotonic seconds, ended since the broker's start), oldest first."""
-
-    def after(self, now_s: float, ended: int) -> Rate:
-        """Return it with one more count."""
-        # A count that has become smaller is of a broker that has started anew.
-        seen = () if self.seen and ended < self.seen[-1][1] else self.seen
-        seen = (*seen, (now_s, ended))
-        first = 0
-        while seen[first][0] < now_s - RATE_WINDOW_S and len(seen) - first > 2:
-            first += 1
-        return Rate(seen[first:])
-
-    @property
-    def per_min(self) -> float | None:
-        """Jobs a minute; None while there is one count only."""
-        if len(self.seen) < 2 or self.seen[-1][0] <= self.seen[0][0]:
-            return None
-        (first_s, first), (last_s, last) = self.seen[0], self.seen[-1]
-        return (last - first) * 60 / (last_s - first_s)
 
 
 @dataclass(frozen=True, slots=True)

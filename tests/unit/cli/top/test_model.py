@@ -21,7 +21,7 @@ from lmq.cli.top.model import (
     Told,
 )
 from lmq.cli.top.panes import Pane
-from unit.cli.fakes import an_event
+from unit.cli.fakes import an_event, health
 from unit.cli.top.scenes import (
     FIRST,
     RUNNING,
@@ -262,10 +262,9 @@ def test_a_silent_broker_is_told_of_and_forgotten_when_it_answers() -> None:
     assert not any("no word" in line for line in screen(model))
 
 
-def test_jobs_that_end_a_minute_are_counted_over_what_was_watched() -> None:
-    model = a_model()
-    model, _ = after(model, Seen(a_view(), 130.0))
-    assert any("0 ended/min" in line for line in screen(model))
+def test_jobs_that_ended_in_the_last_minute_are_the_brokers_count_from_the_first_look_on() -> None:
+    model = a_model(a_view(health=health(ended_last_min=1234)))
+    assert any("1,234 ended/min" in line for line in screen(model))
 
 
 def test_swaps_of_the_last_hour_are_shown_at_their_worker() -> None:

@@ -10,7 +10,7 @@ import pytest
 from lmq import Outcome, QueueView, Reason, Why
 from lmq.cli.top.command import carry_out, why
 from lmq.cli.top.model import AskWhy, CancelJob, PauseIt, Prioritise, ResumeIt
-from lmq.cli.top.view import NEWEST_SHOWN, OLDEST_SHOWN, Rate, Swaps, look
+from lmq.cli.top.view import NEWEST_SHOWN, OLDEST_SHOWN, Swaps, look
 from lmq.errors import ErrorInfo, LmqError
 from unit.cli.fakes import ID_A, FakeBroker, a_job, an_event, run
 
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 
 def port(broker: FakeBroker) -> BrokerPort:
     return cast("BrokerPort", broker)
-
-
-def test_a_rate_is_over_the_last_minute_and_begins_anew_with_the_broker() -> None:
-    rate = Rate().after(0.0, 0)
-    assert rate.per_min is None
-    rate = rate.after(30.0, 15)
-    assert rate.per_min == pytest.approx(30.0)
-    rate = rate.after(100.0, 15).after(130.0, 25)
-    assert rate.per_min == pytest.approx(20.0)
-    assert rate.after(131.0, 0).per_min is None
 
 
 def test_a_swap_is_a_load_after_an_unload_at_the_same_worker() -> None:
