@@ -123,7 +123,8 @@ class World:
     """A core in which `jobs` jobs of `users` users wait, and all slots are taken."""
 
     def __init__(self, policy: str, jobs: int, users: int = USERS) -> None:
-        settings = Settings(policy=policy, jobs_open=2 * jobs + 1000, jobs_kept=1000)
+        most = 2 * jobs + 1000
+        settings = Settings(policy=policy, jobs_open=most, jobs_open_per_user=most, jobs_kept=1000)
         self._now = Now(1_000_000, 1_800_000_000_000)
         self._state, _ = recover(
             _EMPTY, settings, self._now, software="benchmark", seed=1, fresh_id=bytes(16), fresh_secret=bytes(32)
@@ -219,11 +220,15 @@ class Decisions:
     taken_us: list[float]
     starts_us: list[float]
     """Of those among them that started something: the others had nothing to do, and are the cheaper the fewer wait."""
+    users: int = USERS
 
 
-def measure(policy: str, sizes: list[int], rounds: int, ends: int) -> list[Decisions]:
-    """Measure a policy at several sizes, in turn (A B C, A B C), so that what drifts hits all alike."""
-    worlds = [World(policy, jobs) for jobs in sizes]
+def measure(policy: str, sizes: list[tuple[int, int]], rounds: int, ends: int) -> list[Decisions]:
+    """Measure a policy at several sizes, in turn (A B C, A B C), so that what drifts hits all alike.
+
+    A size is so many jobs of so many users.
+    """
+    worlds = [World(policy, jobs, users) for jobs, users in sizes]
     taken: list[list[Taken]] = [[] for _ in sizes]
     with _as_in_the_broker():
         for _ in range(rounds):
@@ -235,8 +240,9 @@ def measure(policy: str, sizes: list[int], rounds: int, ends: int) -> list[Decis
             jobs,
             [each.ns / 1000 for each in found],
             [each.ns / 1000 for each in found if each.starts],
+            users,
         )
-        for jobs, found in zip(sizes, taken, strict=True)
+        for (jobs, users), found in zip(sizes, taken, strict=True)
     ]
 
 

@@ -255,6 +255,8 @@ def _part(name: str, call: Callable[[], object]) -> None:
 
 
 PARTS = ("decisions", "memory", "rates")
+HOW_MANY_USERS = (1, 10, 100, 1000, 10_000)
+"""Beside how many a decision is measured, with the same number of jobs queued."""
 
 
 @click.command(epilog="\b\nExample:\n  python -m benchmarks.scale --quick --only decisions --no-write")
@@ -282,8 +284,13 @@ def main(only: tuple[str, ...], quick: bool, no_write: bool, output: Path, direc
     def decide() -> None:
         for policy in POLICIES:
             found.decisions[policy] = decisions.measure(
-                policy, list(effort.decision_sizes), effort.decision_rounds, effort.decision_ends
-            )
+                policy, [(jobs, decisions.USERS) for jobs in effort.decision_sizes], effort.decision_rounds,
+                effort.decision_ends,
+            )  # fmt: skip
+        found.by_users = decisions.measure(
+            "blfq", [(effort.look_at, users) for users in HOW_MANY_USERS], effort.decision_rounds,
+            effort.decision_ends,
+        )  # fmt: skip
         found.clock_us = decisions.clock_us()
 
     def fill() -> None:

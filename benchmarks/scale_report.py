@@ -102,6 +102,7 @@ class Found:
 
     quick: bool = False
     decisions: dict[str, list[Decisions]] = field(default_factory=dict)
+    by_users: list[Decisions] = field(default_factory=list)
     clock_us: float = 0.0
     memories: list[Memory] = field(default_factory=list)
     looks: Looks | None = None
@@ -132,6 +133,20 @@ def decisions_table(found: dict[str, list[Decisions]]) -> str:
     ]  # fmt: skip
     return markdown_table(
         ["policy", "queued", "decisions", "starts, p50 (us)", "all, p50 (us)", "p99 (us)", "most (us)"], rows
+    )
+
+
+def users_table(found: list[Decisions]) -> str:
+    """Return the cost of a decision by the number of users."""
+    rows = [
+        [
+            f"{each.users:,}", f"{each.queued:,}", f"{percentile(each.starts_us, 50):.1f}",
+            f"{percentile(each.taken_us, 50):.1f}", f"{percentile(each.taken_us, 99):.1f}",
+        ]
+        for each in found
+    ]  # fmt: skip
+    return markdown_table(
+        ["users", "queued", "starts, p50 (us)", "all, p50 (us)", "p99 (us)"], rows, text_columns=0
     )
 
 
@@ -220,6 +235,9 @@ def report(found: Found, where_and_when: str) -> str:
             "stand apart: that there is nothing to do is seen the quicker the fewer wait.\n"
         )
         parts += [about, decisions_table(found.decisions)]
+    if found.by_users:
+        parts += [f"The same of {found.by_users[0].policy} by how many users have submitted them.\n"]
+        parts += [users_table(found.by_users)]
     if found.rates is not None:
         about = (
             "Raw peers, so that the broker is what limits; rounds with the two queues take turns. In brackets the\n"

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import added, scale_report, text
 from benchmarks.added import Call, Commits, Pairs
 from benchmarks.command import Wishes, typed
-from benchmarks.decisions import Decisions, World
+from benchmarks.decisions import Decisions, World, measure
 from benchmarks.results import DOCUMENT, ROOT, BrokenSection, markdown_table, percentile, write_section
 from benchmarks.scale_report import Found, Load, Looks, Memory, Rates, Restart
 from benchmarks.targets import Target, targets_table
@@ -191,3 +191,11 @@ def test_a_world_stays_as_long_as_it_was_and_every_end_costs_a_decision() -> Non
     taken = world.decide(50)
     assert sum(each.starts for each in taken) == 50 <= len(taken)
     assert world.waiting == 200
+
+
+def test_decisions_are_measured_beside_few_and_many_users() -> None:
+    found = measure("blfq", [(200, 1), (200, 50)], rounds=1, ends=20)
+    assert [each.users for each in found] == [1, 50]
+    assert all(len(each.starts_us) == 20 for each in found)
+    table = scale_report.users_table(found)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["1", "50"]
