@@ -65,6 +65,12 @@ class Timed:
     def started(self, lease: HeldLease, instance: Instance, now: Now) -> None:
         self._policy.started(lease, instance, now)
 
+    def lend(self, lease: HeldLease) -> None:
+        self._policy.lend(lease)
+
+    def take_back(self, lease: HeldLease) -> None:
+        self._policy.take_back(lease)
+
     def resumed(self, lease: HeldLease) -> None:
         self._policy.resumed(lease)
 

@@ -27,6 +27,8 @@ class Phase(StrEnum):
     LOADING = "loading"
     READING = "reading"
     WRITING = "writing"
+    PARKED = "parked"
+    """A task waits for jobs that it submitted: its slot is lent."""
     STOPPING = "stopping"
 
 

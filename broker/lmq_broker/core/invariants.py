@@ -78,7 +78,8 @@ def _check_workers(state: BrokerState) -> None:
     for worker in state.workers.values():
         slots: dict[str, set[int]] = {}
         for lease in worker.leases.values():
-            slots.setdefault(lease.instance_id, set()).add(id(lease.slot))
+            if lease.parked_since_ms is None:
+                slots.setdefault(lease.instance_id, set()).add(id(lease.slot))
             assert lease.stopping or lease.job.lease is lease, (
                 f"{worker.name} holds a lease the job does not know"
             )

@@ -165,6 +165,8 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
             continue
         changed = lease.phase != report.phase
         lease.phase = report.phase if report.phase in Phase.__members__.values() else lease.phase
+        if (lease.phase == Phase.PARKED) is (lease.parked_since_ms is None):
+            _lend_or_take_back(state, state.workers[lease.worker], lease, now)
         known = report.progress == report.progress  # NaN is not itself
         lease.progress = min(max(report.progress, 0.0), 1.0) if known else 0.0
         lease.stage = report.stage[: bounds.REASON_CHARS]
@@ -178,6 +180,35 @@ def phases(state: BrokerState, out: Out, session: Session, command: Phases, now:
         if changed or now.mono_ms - lease.published_ms >= _PROGRESS_EVERY_MS:
             lease.published_ms = now.mono_ms
             publish_progress(state, out, job)
+
+
+def _lend_or_take_back(state: BrokerState, worker: Worker, lease: Lease, now: Now) -> None:
+    """Lend the slot of a task that waits for its own jobs, which may need it; or take it back, whoever is in it."""
+    if lease.job.task_type in ENGINE_TASKS or lease.stopping:
+        return
+    if lease.parked_since_ms is None:
+        lease.parked_since_ms = now.mono_ms
+        _free_slot(worker, lease)
+        state.policy.lend(lease)
+        return
+    lease.parked_ms += now.mono_ms - lease.parked_since_ms
+    lease.parked_since_ms = None
+    lease.slot.leases += 1
+    worker.busy += 1
+    instance = worker.instances.get(lease.instance_id)
+    if instance is not None:
+        instance.leased += 1
+    state.policy.take_back(lease)
+
+
+def _free_slot(worker: Worker, lease: Lease) -> None:
+    """A lease leaves its slot, which is free if no other of its group is in it."""
+    lease.slot.leases -= 1
+    if not lease.slot.leases:
+        worker.busy -= 1
+        instance = worker.instances.get(lease.instance_id)
+        if instance is not None:
+            instance.leased -= 1
 
 
 def publish_progress(state: BrokerState, out: Out, job: Job, ahead: int | None = None) -> None:
@@ -281,14 +312,14 @@ def close(
     job = lease.job
     key = (job.id, lease.epoch, lease.attempt)
     if worker is not None and worker.leases.pop(key, None) is not None:
-        lease.slot.leases -= 1
-        if not lease.slot.leases:
-            worker.busy -= 1
-            instance = worker.instances.get(lease.instance_id)
-            if instance is not None:
-                instance.leased -= 1
+        if lease.parked_since_ms is None:
+            _free_slot(worker, lease)
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
+    if lease.parked_since_ms is not None:
+        lease.parked_ms += now.mono_ms - lease.parked_since_ms
+        lease.parked_since_ms = None
+        state.policy.take_back(lease)
     state.policy.ended(lease, spent, now)
     state.eta.closed(lease, spent, now)
 

@@ -388,6 +388,15 @@ class Limits:
                 self._dirty[now.name, now.subject] = None
         return freed
 
+    def lend(self, group: Running) -> list[Any]:
+        """A job that runs counts no more for a while; return what was parked for want of its place."""
+        return self.end(group, (), 0.0)
+
+    def take_back(self, group: Running) -> None:
+        """It counts again, over the limit if need be."""
+        for bucket in self._running_buckets(group):
+            bucket.used += 1
+
     def _running_buckets(self, group: Running) -> Iterator[Bucket]:
         """Yield the buckets that are in use and count a group that runs."""
         user = group[0]

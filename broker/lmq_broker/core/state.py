@@ -94,6 +94,10 @@ class Lease(msgspec.Struct):
     """The job has passed on or ended; the slot is taken until the worker says that it stopped."""
     uncharged: bool = False
     """It was taken back from the worker: its user does not pay for it."""
+    parked_since_ms: int | None = None
+    """Monotonic: since when its slot is lent; None: it is not."""
+    parked_ms: int = 0
+    """For how long it was before."""
     phase: str = "sent"
     progress: float = 0.0
     stage: str = ""

@@ -239,6 +239,8 @@ def set_capacity(state: BrokerState, out: Out, worker: Worker, capacity: Capacit
         if instance is None and not lease.instance_id and len(worker.instances) == 1:
             instance = next(iter(worker.instances.values()))
             lease.instance_id = instance.id
+        if lease.parked_since_ms is not None:
+            continue
         if instance is not None and id(lease.slot) not in slots:
             instance.leased += 1
         slots.add(id(lease.slot))

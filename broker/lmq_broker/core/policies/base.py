@@ -109,6 +109,12 @@ class Policy(Protocol):
     def resumed(self, lease: "Lease") -> None:
         """A lease goes on that another life of the broker gave, or that was thought lost; its job is not ready."""
 
+    def lend(self, lease: "Lease") -> None:
+        """A lease waits for jobs that it submitted: it counts against no limit, and holds no resource."""
+
+    def take_back(self, lease: "Lease") -> None:
+        """It goes on, or has ended."""
+
     def served(self, lease: "Lease", tokens: int) -> None:
         """A running lease has produced this many output tokens so far."""
 

@@ -166,6 +166,31 @@ class Blfq:
         pool, index = self._pool(job), self._band_of[job.priority]
         self._charge(lease, None, pool, index, self._flow(pool.bands[index], job.user), self._now_ms)
 
+    def lend(self, lease: Lease) -> None:
+        """Let others have what a run counts against."""
+        run = self._runs.get(_run_key(lease))
+        if run is not None and not run.is_lent:
+            run.is_lent = True
+            self._use(run, -1)
+            self._unpark(self._limits.lend(run.group))
+
+    def take_back(self, lease: Lease) -> None:
+        """Count a run again."""
+        run = self._runs.get(_run_key(lease))
+        if run is not None and run.is_lent:
+            run.is_lent = False
+            self._use(run, 1)
+            self._limits.take_back(run.group)
+
+    def _use(self, run: Run, more: int) -> None:
+        """Count who holds the resources of a run."""
+        for resource in run.uses:
+            held = self._uses.get(resource, 0) + more
+            if held:
+                self._uses[resource] = held
+            else:
+                self._uses.pop(resource, None)
+
     def served(self, lease: Lease, tokens: int) -> None:
         """Charge what was received."""
         run = self._runs.get(_run_key(lease))
@@ -181,10 +206,7 @@ class Blfq:
         job = lease.job
         share_ms = self._engines.leave(key, run, now.mono_ms)
         tokens = spent.prompt_tokens + spent.output_tokens
-        for resource in run.uses:
-            self._uses[resource] -= 1
-            if not self._uses[resource]:
-                del self._uses[resource]
+        self._use(run, -1)
         if self._limits.active:
             used = 0.0 if spent.innocent else tokens or run.tokens
             self._unpark(self._limits.end(run.group, run.taken, used))
@@ -195,7 +217,7 @@ class Blfq:
             actual = prompt_cost(counted, run.rates) if counted else run.prompt_cost
             actual += spent.output_tokens * run.rates.output_ms
         elif job.task_type not in ENGINE_TASKS:
-            actual = float(spent.engine_ms or max(0, now.mono_ms - lease.granted_ms))
+            actual = float(spent.engine_ms or max(0, now.mono_ms - lease.granted_ms - lease.parked_ms))
         else:
             actual = max(run.received, run.prompt_cost) if spent.complete else run.received
         if spent.complete:
@@ -427,8 +449,7 @@ class Blfq:
         )  # fmt: skip
         key = _run_key(lease)
         self._runs[key] = run
-        for resource in run.uses:
-            self._uses[resource] = self._uses.get(resource, 0) + 1
+        self._use(run, 1)
         run.group = job.user, job.queue, job.task_type, job.model, lease.worker
         run.taken = self._limits.start(run.group, run.tokens, now_ms, resumed=instance is None)
         if job.terms.session:
@@ -441,7 +462,7 @@ class Blfq:
             self._engines.join(key, run, instance, now_ms)
 
     def _running(self) -> list[Running]:
-        return [run.group for run in self._runs.values()]
+        return [run.group for run in self._runs.values() if not run.is_lent]
 
     def _receive(self, run: Run, received: float) -> None:
         more = received - run.received

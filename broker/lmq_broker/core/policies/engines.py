@@ -37,6 +37,8 @@ class Run(msgspec.Struct):
     uses: tuple[str, ...] = ()
     group: Running = ("", "", "", "", "")
     """As limits count it."""
+    is_lent: bool = False
+    """Its slot is: it counts against no limit, and holds nothing that it uses."""
     taken: Taken = ()
     """Of rates of tokens."""
 
