@@ -76,6 +76,8 @@ class Checks:
         self.forgotten: set[bytes] = set()
         """Deleted jobs whose tombstone was dropped."""
         self.stopped: set[Key] = set()
+        self.lent: set[Key] = set()
+        """Attempts that have lent their slot: afterwards they may run beside whoever is in it."""
         """Leases whose worker was told that they are over, or that a crash undid."""
         self.running: dict[bytes, list[Run]] = {}
         self.submitted: dict[bytes, bytes] = {}
@@ -240,7 +242,10 @@ class Checks:
                 self.rides.get(each.key, each.key)
                 for runs in self.running.values()
                 for each in runs
-                if each.port is port and each.instance_id == instance_id and each.key not in self.stopped
+                if each.port is port
+                and each.instance_id == instance_id
+                and each.key not in self.stopped
+                and each.key not in self.lent
             }
             beside = len(rides)
             assert beside <= slots, f"{beside} jobs at {port.name}/{instance_id}, which has {slots} slots"

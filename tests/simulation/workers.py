@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from lmq_broker.core.settings import ENGINE_TASKS
 from lmq_proto import bounds
 from lmq_proto.codec import cut
 from lmq_proto.errors import ErrorInfo
@@ -125,8 +126,12 @@ class Engine:
                 text += token(attempt.key, attempt.written)
             self.teller.attempt_text(attempt.key, text)
             if self.world.chance(0.2):
+                # What an engine runs has nothing to wait for: the broker is to take no notice.
+                phase = self.world.random.choice(("writing", "writing", "parked"))
+                if phase == "parked" and attempt.lease.task_type not in ENGINE_TASKS:
+                    self.checks.lent.add(attempt.key)
                 self.teller.attempt_phase(
-                    PhaseReport(job_id=attempt.key[0], attempt=attempt.key[2], phase="writing", tokens=count)
+                    PhaseReport(job_id=attempt.key[0], attempt=attempt.key[2], phase=phase, tokens=count)
                 )
             self.world.after(step_ms, lambda: self._go_on(attempt, step_ms))
         elif attempt.outcome == "hang" and self.world.raging:

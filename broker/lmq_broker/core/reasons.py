@@ -18,7 +18,7 @@ from lmq_proto import bounds
 from lmq_proto.errors import Field, NotFound
 from lmq_proto.ids import SHORT_CHARS, short, to_text
 from lmq_proto.messages import JobView, Reason, Why, WhyReply
-from lmq_proto.states import State
+from lmq_proto.states import Phase, State
 
 _LEAD_MS = 2000
 """Less engine time than this is not told: everybody has had a little more than somebody."""
@@ -94,7 +94,10 @@ def _why_open(
     cancel = f"lmq cancel {name}"
     if job.state is State.LEASED and job.lease is not None:
         since = in_words(now.mono_ms - job.lease.granted_ms)
-        what = f"it runs on {job.worker} for {since} ({job.lease.phase})"
+        does = (
+            "waits for jobs of its own, its slot lent" if job.lease.phase == Phase.PARKED else job.lease.phase
+        )
+        what = f"it runs on {job.worker} for {since} ({does})"
         running = Reason(code="running", text=what, fields={"worker": job.worker, "phase": job.lease.phase})
         return [running], [f"lmq stream {name}", cancel]
     if job.state is State.DELAYED:

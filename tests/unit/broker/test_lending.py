@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lmq_broker.core.settings import Settings
-from lmq_proto.messages import Limit, PhaseReport, Phases
-from unit.broker.builders import Broker, a_broker, idle, instance, job_id, ready, started
+from lmq_proto.messages import Limit, PhaseReport, Phases, Why, WhyReply
+from unit.broker.builders import Broker, a_broker, idle, instance, job_id, ready, sent, started
 
 
 def says_phase(broker: Broker, job: str, phase: str, worker: str = "w1") -> None:
@@ -30,6 +30,8 @@ def test_its_slot_goes_to_whom_it_waits_for_and_comes_back() -> None:
     assert names(broker) == ["child"]
     says_phase(broker, "parent", "parked")
     assert names(broker) == [], "one slot was lent, not two"
+    why = sent(broker.says("ann", Why(request_id=8, job_id=job_id("parent"))), "ann", WhyReply)[0]
+    assert "waits for jobs of its own, its slot lent" in why.reasons[0].text
     broker.reports("w1", "child", "complete")
     says_phase(broker, "parent", "writing")
     assert names(broker) == [], "it is taken again"
