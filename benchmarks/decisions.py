@@ -173,6 +173,11 @@ class World:
         return taken
 
     @property
+    def policy(self) -> Timed:
+        """The policy that decides."""
+        return self._timed
+
+    @property
     def waiting(self) -> int:
         """How many jobs are there that do not run."""
         return len(self._state.jobs) - len(self._running)

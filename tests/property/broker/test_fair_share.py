@@ -219,6 +219,37 @@ def test_keys_of_those_who_wait_stay_within_the_bound(seed: int) -> None:
     run(replay, look)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_cutting_work_into_pieces_gains_no_more_than_the_bound(seed: int) -> None:
+    """P9: of two users who wait all the time, the one with small jobs is ahead by no more than P3 allows."""
+    random = Random(seed)
+    parts = random.choice((2, 5, 20))
+    output = random.randint(100, 300)
+    engine = an_engine(random, MODELS[:1])
+    whole = [Request(0, "whole", 40, output, model="m0", output_tokens_told=output) for _ in range(40)]
+    pieces = [
+        Request(0, "pieces", 40 // parts, output // parts, model="m0", output_tokens_told=output // parts)
+        for _ in range(40 * parts)
+    ]
+    replay = Replay(whole + pieces, [engine], fair())
+    policy = replay.state.policy
+    assert isinstance(policy, Blfq)
+    largest = max(map(cost, whole + pieces))
+    seen = 0
+
+    def look() -> None:
+        nonlocal seen
+        shares = {share.user: share for share in shares_of(replay) if share.queued}
+        if len(shares) == 2:
+            seen += 1
+            gained = shares["pieces"].key - shares["whole"].key
+            assert gained <= policy.widest_lead + (1 + 2 * engine.slots) * largest
+
+    run(replay, look)
+    assert seen > 10
+
+
 @settings(max_examples=10, deadline=None)
 @given(seeds)
 def test_shares_follow_weights(seed: int) -> None:
