@@ -191,13 +191,18 @@ def _lend_or_take_back(state: BrokerState, worker: Worker, lease: Lease, now: No
         _free_slot(worker, lease)
         state.policy.lend(lease)
         return
-    lease.parked_ms += now.mono_ms - lease.parked_since_ms
-    lease.parked_since_ms = None
+    _count_again(state, lease, lease.parked_since_ms, now)
     lease.slot.leases += 1
     worker.busy += 1
     instance = worker.instances.get(lease.instance_id)
     if instance is not None:
         instance.leased += 1
+
+
+def _count_again(state: BrokerState, lease: Lease, since_ms: int, now: Now) -> None:
+    """What a lease counts against is its own again; its slot is not yet."""
+    lease.parked_ms += now.mono_ms - since_ms
+    lease.parked_since_ms = None
     state.policy.take_back(lease)
 
 
@@ -317,9 +322,7 @@ def close(
         worker.alone = worker.alone and bool(worker.leases)
     state.orphans.pop(key, None)
     if lease.parked_since_ms is not None:
-        lease.parked_ms += now.mono_ms - lease.parked_since_ms
-        lease.parked_since_ms = None
-        state.policy.take_back(lease)
+        _count_again(state, lease, lease.parked_since_ms, now)
     state.policy.ended(lease, spent, now)
     state.eta.closed(lease, spent, now)
 

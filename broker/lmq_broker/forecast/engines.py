@@ -54,7 +54,6 @@ class Engine:
         self._ends: list[tuple[float, int, Stream]] = []
         self._reads: list[tuple[float, int, Stream]] = []
         self._begun = 0
-        self.busy_ms = 0.0
 
     def begin(self, stream: Stream, now_ms: float) -> None:
         """Take in a stream."""
@@ -112,8 +111,6 @@ class Engine:
             return
         if self._decoding:
             self._clock += passed_ms / self.model.gap_ms(self._decoding)
-        if self.streams:
-            self.busy_ms += passed_ms
         self._at_ms = now_ms
 
     def _drop_stopped(self) -> None:

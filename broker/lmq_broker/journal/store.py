@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import sqlite3
-import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +49,6 @@ class Journal:
         self._wake = wake
         self._answers: deque[tuple[Question, Answer]] = deque()
         self._asked: deque[tuple[int, Question]] = deque()
-        self._asked_lock = threading.Lock()
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise SqliteTooOld(sqlite3.sqlite_version, ".".join(map(str, _OLDEST_SQLITE)))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
